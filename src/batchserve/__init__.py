@@ -1,0 +1,46 @@
+"""Score files with an ONNX model: parallel, exact, restartable.
+
+Importing this package loads nothing heavy; each name is imported at its first use.
+
+Example:
+    >>> import batchserve as bs
+    >>> report = bs.score("examples/iris/iris.csv", "iris.parquet",
+    ...                   model="examples/iris/model.onnx", overwrite=True)
+    >>> report.rows
+    150
+"""
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchserve.errors import BatchserveError
+    from batchserve.frames import Model
+    from batchserve.job import Report
+    from batchserve.api import plan, score, scored
+    from batchserve.planning import Plan
+
+__all__ = ["BatchserveError", "Model", "Plan", "Report", "plan", "score", "scored"]
+
+_HOMES = {
+    "BatchserveError": "errors",
+    "Model": "frames",
+    "Plan": "planning",
+    "Report": "job",
+    "plan": "api",
+    "score": "api",
+    "scored": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version("batchserve")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'batchserve' has no attribute {name!r}")
+    return getattr(import_module(f"batchserve.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,5 @@
+"""`python -m batchserve`."""
+
+from batchserve.cli import main
+
+main()

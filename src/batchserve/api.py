@@ -1,0 +1,162 @@
+"""The functions of `import batchserve`: the command line's own, with the same words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Unpack
+
+from batchserve import config as configuration
+from batchserve import frames, job
+from batchserve.commit import Target
+from batchserve.config import Options
+from batchserve.errors import UsageError
+from batchserve.events import Listener, Silent
+from batchserve.job import Report
+from batchserve.outputs import Workspace
+from batchserve.planning import Plan, footer
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+
+Path = str | PathLike[str]
+Paths = Path | Sequence[Path]
+
+
+def score(
+    inputs: Paths,
+    output: Path,
+    *,
+    cluster: Any = None,
+    listener: Listener | None = None,
+    config: Path | None = None,
+    **options: Unpack[Options],
+) -> Report:
+    """Score files into one Parquet file or a dataset folder.
+
+    Args:
+        inputs: A path, glob or folder, or several, in order.
+        output: A `.parquet` file, or a folder (no suffix, or ending in `/`).
+        cluster: A `distributed` client or cluster to use; else the active client, else threads
+            of this process. What was not opened here is not closed here.
+        listener: Told what happens, see `batchserve.events`.
+        config: A config file; else the usual ones are looked for.
+        **options: The options of `batchserve score`, with underscores.
+
+    Returns:
+        What was done; prints well in a notebook.
+
+    Raises:
+        BatchserveError: With what is wrong and what to do; nothing is published then.
+
+    Example:
+        >>> import batchserve as bs
+        >>> bs.score("examples/iris/iris.csv", "iris.parquet", overwrite=True).rows
+        150
+    """
+    given = _given(inputs)
+    settings = configuration.load(_flags(options), given, config=_text(config))
+    return job.score(settings.job, given, fspath(output), listener or Silent(), cluster)
+
+
+def plan(
+    inputs: Paths, output: Path | None = None, *, config: Path | None = None, **options: Unpack[Options]
+) -> "Preview":
+    """Check everything and decide everything, but score nothing.
+
+    Args:
+        inputs: A path, glob or folder, or several, in order.
+        output: Where the rows would go, to check that they can.
+        config: A config file; else the usual ones are looked for.
+        **options: The options of `batchserve score`, with underscores.
+
+    Raises:
+        BatchserveError: Every problem that can be seen before work starts.
+
+    Example:
+        >>> import batchserve as bs
+        >>> bs.plan("examples/iris/iris.csv").partitions
+        1
+    """
+    given = _given(inputs)
+    settings = configuration.load(_flags(options), given, config=_text(config))
+    made, target = job.plan(settings.job, given, fspath(output) if output is not None else None)
+    return Preview(made, target)
+
+
+def scored(
+    inputs: Paths, *, config: Path | None = None, **options: Unpack[Options]
+) -> "dd.DataFrame":
+    """Return a lazy Dask dataframe of the files' rows with their predictions.
+
+    Columns are Arrow-backed, so that integers with nulls stay integers. Nothing is written.
+
+    Args:
+        inputs: A path, glob or folder, or several, in order.
+        config: A config file; else the usual ones are looked for.
+        **options: The options of `batchserve score`, with underscores.
+
+    Raises:
+        BatchserveError: Every problem that can be seen before work starts.
+
+    Example:
+        >>> import batchserve as bs
+        >>> frame = bs.scored("examples/iris/iris.csv")
+        >>> int((frame.label == "setosa").sum().compute())
+        50
+    """
+    return frames.scored(plan(inputs, config=config, **options).plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a job would do."""
+
+    plan: Plan
+    target: Target | None
+
+    @property
+    def plan_id(self) -> str:
+        """The sha256 of all that changes a byte of the output."""
+        return self.plan.plan_id
+
+    @property
+    def partitions(self) -> int:
+        """How many tasks the job has."""
+        return len(self.plan.partitions)
+
+    def graph(self) -> "dd.DataFrame":
+        """Return the lazy Dask dataframe of receipts that `score` would run, to look at.
+
+        Raises:
+            UsageError: The plan was made without an output.
+        """
+        from batchserve import graph
+
+        if self.target is None:
+            raise UsageError("a graph writes parts: plan with an output", "bs.plan(inputs, output)")
+        space = Workspace(str(self.target.workspace), self.plan_id, tuple(footer(self.plan).items()))
+        return graph.receipts(self.plan.partitions, self.plan.recipe, space, self.plan_id[:8])
+
+    def facts(self) -> dict[str, str]:
+        """Return what the job would do, in words."""
+        return job.plan_facts(self.plan)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12} {text}" for name, text in self.facts().items())
+
+    def _repr_html_(self) -> str:
+        return job.table_html("batchserve plan", self.facts())
+
+
+def _given(inputs: Paths) -> list[str]:
+    several = [inputs] if isinstance(inputs, str | PathLike) else inputs
+    return [fspath(path) for path in several]
+
+
+def _text(path: Path | None) -> str | None:
+    return fspath(path) if path is not None else None
+
+
+def _flags(options: Options) -> dict[str, Any]:
+    given = {key: value for key, value in options.items() if value is not None}
+    return given | ({"model": fspath(options["model"])} if options.get("model") else {})

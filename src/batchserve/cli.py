@@ -1,0 +1,318 @@
+"""The commands: arguments -> config -> one library call -> console. The only place that exits."""
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from batchserve.errors import BatchserveError, StoppedError, TerminatedError
+
+if TYPE_CHECKING:
+    from batchserve.config import Settings
+
+app = typer.Typer(
+    help="Score files with an ONNX model: parallel, exact, restartable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_MODEL, _ROWS, _FILES, _RUN, _SEE = "Model", "Rows", "Files", "Running", "Seeing"
+
+
+def _option(panel: str, *names: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
+
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, globs or folders, in order.", metavar="INPUT...")]
+Output = Annotated[
+    str, typer.Argument(help="A .parquet file; no suffix or a / at the end makes a folder of parts.")
+]
+ModelPath = Annotated[
+    str | None, _option(_MODEL, "--model", "-m", text="The ONNX model.", metavar="PATH")
+]
+Features = Annotated[
+    list[str] | None,
+    _option(_MODEL, "--features", text="Columns of a wide input, in order.", metavar="A,B"),
+]
+Map = Annotated[
+    list[str] | None,
+    _option(_MODEL, "--map", text="The column for a model input.", metavar="INPUT=COLUMN"),
+]
+Outputs = Annotated[
+    list[str] | None,
+    _option(_MODEL, "--outputs", text="Outputs of the model to keep.", metavar="NAMES"),
+]
+Prefix = Annotated[
+    str | None, _option(_MODEL, "--prefix", text="Put before prediction columns.", metavar="TEXT")
+]
+RowsDepend = Annotated[
+    bool | None,
+    _option(_MODEL, "--rows-depend", text="Accept a model whose rows change each other's scores."),
+]
+Keep = Annotated[
+    list[str] | None,
+    _option(_ROWS, "--keep", text="Input columns that pass through.", metavar="all|none|A,B"),
+]
+OnNull = Annotated[
+    list[str] | None,
+    _option(
+        _ROWS, "--on-null", text="What a null in a model column becomes: reject (default), nan, fill=V.",
+        metavar="[COL:]RULE",
+    ),
+]  # fmt: skip
+Limit = Annotated[
+    int | None, _option(_ROWS, "--limit", text="Read only the first N records.", metavar="N")
+]
+Type = Annotated[
+    list[str] | None,
+    _option(_FILES, "--type", text="The type of a column of a text file.", metavar="COL=TYPE"),
+]
+Infer = Annotated[
+    str | None,
+    _option(_FILES, "--infer", text="Sample text files for types, or read them all.", metavar="sample|full"),
+]
+Overwrite = Annotated[
+    bool | None, _option(_FILES, "--overwrite", text="Replace an output that batchserve wrote.")
+]
+Workers = Annotated[
+    int | None,
+    _option(_RUN, "--workers", text="Partitions scored at once [default: usable CPUs].", metavar="N"),
+]
+Scheduler = Annotated[
+    str | None,
+    _option(_RUN, "--scheduler", text="A running Dask scheduler.", metavar="ADDRESS"),
+]
+BatchRows = Annotated[
+    int | None,
+    _option(_RUN, "--batch-rows", text="Rows in every run of the model.", metavar="N"),
+]
+PartitionSize = Annotated[
+    str | None,
+    _option(_RUN, "--partition-size", text="Input bytes per partition: 64k, 32MiB.", metavar="SIZE"),
+]
+Json = Annotated[
+    bool | None, _option(_SEE, "--json", text="Print one JSON object to stdout and nothing else.")
+]
+Quiet = Annotated[bool | None, _option(_SEE, "--quiet", "-q", text="Say nothing but errors.")]
+Verbose = Annotated[bool | None, _option(_SEE, "--verbose", "-v", text="Say more.")]
+NoProgress = Annotated[bool | None, _option(_SEE, "--no-progress", text="No progress line.")]
+Dashboard = Annotated[
+    bool | None, _option(_SEE, "--dashboard", text="Serve Dask's dashboard on loopback.")
+]
+Config = Annotated[
+    str | None,
+    _option(_SEE, "--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
+]
+Debug = Annotated[bool | None, _option(_SEE, "--debug", text="Show tracebacks.")]
+
+
+@app.command()
+def score(  # noqa: PLR0913  one parameter per flag
+    ctx: typer.Context,
+    inputs: Inputs,
+    output: Output,
+    model: ModelPath = None,
+    features: Features = None,
+    map: Map = None,  # noqa: A002
+    outputs: Outputs = None,
+    prefix: Prefix = None,
+    rows_depend: RowsDepend = None,
+    keep: Keep = None,
+    on_null: OnNull = None,
+    limit: Limit = None,
+    type: Type = None,  # noqa: A002
+    infer: Infer = None,
+    overwrite: Overwrite = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    batch_rows: BatchRows = None,
+    partition_size: PartitionSize = None,
+    json: Json = None,
+    quiet: Quiet = None,
+    verbose: Verbose = None,
+    no_progress: NoProgress = None,
+    dashboard: Dashboard = None,
+    config: Config = None,
+    debug: Debug = None,
+) -> None:
+    """Score every row of the inputs into one Parquet output.
+
+    Example: batchserve score flights.csv flights.parquet --model model.onnx
+    """
+    _score(_settings(ctx, inputs, config), inputs, output)
+
+
+@app.command()
+def plan(  # noqa: PLR0913  one parameter per flag
+    ctx: typer.Context,
+    inputs: Inputs,
+    model: ModelPath = None,
+    features: Features = None,
+    map: Map = None,  # noqa: A002
+    outputs: Outputs = None,
+    prefix: Prefix = None,
+    rows_depend: RowsDepend = None,
+    keep: Keep = None,
+    on_null: OnNull = None,
+    limit: Limit = None,
+    type: Type = None,  # noqa: A002
+    infer: Infer = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    batch_rows: BatchRows = None,
+    partition_size: PartitionSize = None,
+    json: Json = None,
+    config: Config = None,
+    debug: Debug = None,
+) -> None:
+    """Say what scoring the inputs would do, and score nothing.
+
+    Example: batchserve plan flights.csv --model model.onnx
+    """
+    settings = _settings(ctx, inputs, config)
+    from batchserve import console, job
+
+    made, _ = job.plan(settings.job, inputs)
+    if settings.job.json_:
+        console.out(made.model_dump_json(indent=1))
+        return
+    console.table("plan", job.plan_facts(made) | {"runs": job.where_it_runs(settings.job, made)})
+    console.table("config", _provenance(settings))
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="An ONNX model.")],
+    debug: Debug = None,
+) -> None:
+    """Show what a model takes and gives.
+
+    Example: batchserve inspect model.onnx
+    """
+    from batchserve import console, frames
+
+    console.table(file, frames.described(file))
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="Where the files go.")] = "batchserve-demo",
+    debug: Debug = None,
+) -> None:
+    """Score a sample of real flights that comes with batchserve.
+
+    Example: batchserve demo
+    """
+    from batchserve import config
+
+    home = Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    for entry in resources.files("batchserve").joinpath("demo").iterdir():
+        shutil.copyfile(str(entry), home / entry.name)
+    inputs = [str(home / "flights.csv")]
+    _score(config.load({"overwrite": True}, inputs), inputs, str(home / "flights.parquet"))
+
+
+def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Settings":
+    from batchserve import config
+
+    not_fields = {"inputs", "output", "config"}
+    given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in not_fields}
+    return config.load(given, inputs, config=file)
+
+
+def _score(settings: "Settings", inputs: list[str], output: str) -> None:
+    from batchserve import console, job
+
+    wishes = settings.job
+    screen = console.Screen(
+        quiet=wishes.quiet or wishes.json_, verbose=wishes.verbose, progress=not wishes.no_progress
+    )
+    try:
+        with _stoppable():
+            screen.header(metadata.version("batchserve"), settings, output)
+            report = job.score(wishes, inputs, output, screen)
+    finally:
+        screen.close()
+    screen.summary(report)
+    if wishes.json_:
+        console.out(console.report_json(report, settings))
+
+
+def _provenance(settings: "Settings") -> dict[str, str]:
+    values = settings.job.model_dump(by_alias=True)
+    origins = settings.origins
+    return {key: f"{value}  ({origins.get(key, 'default')})" for key, value in values.items()}
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into our error; a second one ends the process at once."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        del frame
+        signal.signal(number, signal.SIG_DFL)
+        kind = TerminatedError if number == signal.SIGTERM else StoppedError
+        raise kind("stopped", "the same command continues from the finished parts")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001  Typer calls it so
+    if not wanted:
+        return
+    from batchserve import console, model
+
+    packages = ("batchserve", "onnxruntime", "onnx", "pyarrow", "dask", "distributed", "pandas", "numpy")
+    facts = {name: metadata.version(name) for name in packages}
+    facts |= {"python": sys.version.split()[0], "providers": ", ".join(model.available_providers())}
+    console.table(f"batchserve {facts.pop('batchserve')}", facts)
+    raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show versions and providers."),
+    ] = False,  # noqa: FBT002
+) -> None:
+    del version
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with a documented code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments or bool(os.environ.get("BATCHSERVE_DEBUG"))
+    try:
+        app(arguments)
+    except BatchserveError as error:
+        _fail(error, debug=debug)
+    except Exception as error:  # noqa: BLE001  a bug: one line for the user, a traceback on request
+        message = f"bug in batchserve: {type(error).__name__}: {error}"
+        _fail(BatchserveError(message, "run it with --debug and report what it prints"), debug=debug)
+    raise SystemExit(0)
+
+
+def _fail(error: BatchserveError, *, debug: bool) -> NoReturn:
+    from batchserve import console
+
+    if debug:
+        traceback.print_exc()
+    console.Screen(progress=False).error(error)
+    raise SystemExit(error.exit_code) from None

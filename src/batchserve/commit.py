@@ -1,0 +1,424 @@
+"""Receipts -> verified -> published in one atomic step; and what is left to do on a resume.
+
+State is derived from files alone. A workspace holds the plan it belongs to, parts, and the
+receipts that make parts count. The output appears by one `link` or `rename`; before that it is
+complete, synced and checked byte for byte against the receipts.
+"""
+
+import fnmatch
+import itertools
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pq_glue
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from batchserve import outputs, planning, storage
+from batchserve.errors import BatchserveError, DataError, OutputError, StorageError, UsageError, raise_all
+from batchserve.inputs import Partition, Source
+from batchserve.outputs import PLAN_KEY, Amendment, Receipt, RowGroup, Workspace
+from batchserve.planning import Plan
+from batchserve.storage import translated
+
+_PLAN_FILE = "plan.json"
+_META_DIR = "_batchserve"
+_DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".arrow", ".feather", ".tsv", ".txt", ".gz", ".xlsx"}
+_PARQUET_SUFFIXES = {".parquet", ".pq"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the output goes, links followed."""
+
+    path: Path
+    dataset: bool
+    """True for a folder of parts, False for one file."""
+
+    @property
+    def workspace(self) -> Path:
+        """The folder beside the output for what is not finished; one per output."""
+        return self.path.parent / f".{self.path.name}.batchserve"
+
+    @property
+    def receipt(self) -> Path:
+        """Where the output's receipt goes."""
+        if self.dataset:
+            return self.path / _META_DIR / "receipt.json"
+        return self.path.with_name(f"{self.path.stem}.receipt.json")
+
+
+class OutputReceipt(BaseModel, frozen=True):
+    """What the output says of itself: enough to check every byte of it later."""
+
+    plan_id: str
+    output: str
+    rows_in: int
+    rows_out: int
+    rows_rejected: int
+    nulls: dict[str, int]
+    row_groups: tuple[RowGroup, ...]
+    footer_sha256: str
+    """Of everything after the last row group; empty for a dataset."""
+    seconds: dict[str, float]
+    model_sha256: str
+    versions: dict[str, str]
+    inputs: tuple[Source, ...]
+
+
+# -- where the output may go ------------------------------------------------------------------
+
+
+def target(output: str, given: Sequence[str], sources: Sequence[Source], *, overwrite: bool) -> Target:
+    """Check where the output is to go, before any work.
+
+    Args:
+        output: The path as the user gave it; a suffix makes a file, none or a `/` a dataset.
+        given: The inputs as the user gave them.
+        sources: The input files.
+        overwrite: Whether an output that batchserve wrote may be replaced.
+
+    Raises:
+        UsageError: The suffix is that of another format.
+        OutputError: The output is an input, exists, or its folder does not.
+        AccessError: Its folder cannot be written to.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix in _DATA_SUFFIXES and not output.endswith("/"):
+        message = f"{output}: batchserve writes Parquet"
+        raise UsageError(message, f"did you mean {Path(output).with_suffix('.parquet')}?")
+    dataset = suffix not in _PARQUET_SUFFIXES or output.endswith("/")
+    found = Target(Path(output).resolve(), dataset)
+    _check_not_input(output, found, given, sources)
+    storage.check_writable(found.path.parent)
+    _check_free(output, found, overwrite=overwrite)
+    return found
+
+
+def _check_not_input(output: str, found: Target, given: Sequence[str], sources: Sequence[Source]) -> None:
+    for source in sources:
+        if found.path.exists() and found.path.samefile(source.path):
+            raise OutputError(f"{output}: is the input {source.path}", "name another output")
+        if found.dataset and Path(source.path).resolve().is_relative_to(found.path):
+            raise OutputError(f"{output}: holds the input {source.path}", "name another output")
+    pattern = next((text for text in given if not found.dataset and _would_match(text, found.path)), None)
+    if pattern:
+        message = f"{output}: lies inside the input {pattern}, and the next run would read it"
+        raise OutputError(message, "write it to another folder")
+
+
+def _would_match(given: str, path: Path) -> bool:
+    if Path(given).is_dir():
+        return path.is_relative_to(Path(given).resolve())
+    pattern = Path(given).absolute()
+    if "**" in given:
+        return fnmatch.fnmatch(str(path), str(pattern))
+    return any(c in given for c in "*?[") and (
+        pattern.parent.resolve() == path.parent and fnmatch.fnmatch(path.name, pattern.name)
+    )
+
+
+def _check_free(output: str, found: Target, *, overwrite: bool) -> None:
+    if not found.path.exists():
+        return
+    if found.path.is_dir() and not any(found.path.iterdir()) and found.dataset:
+        return
+    if found.path.is_dir() != found.dataset:
+        kind = "a folder" if found.path.is_dir() else "a file"
+        raise OutputError(f"{output}: exists and is {kind}", "name another output")
+    ours = published_plan_id(found)
+    if not ours:
+        remove = f"rm {'-r ' if found.dataset else ''}{output}"
+        raise OutputError(f"{output}: exists and was not written by batchserve", f"to lose it: {remove}")
+    if not overwrite and not found.workspace.exists():
+        raise OutputError(f"{output}: exists", "replace it with --overwrite, or name another output")
+
+
+def published_plan_id(found: Target) -> str:
+    """Return the plan id that an existing output carries, or an empty text."""
+    try:
+        if found.dataset:
+            manifest = found.path / _META_DIR / "manifest.json"
+            return _Manifest.model_validate_json(manifest.read_bytes()).plan_id
+        metadata = pq.read_metadata(found.path).metadata or {}
+        return str(metadata.get(PLAN_KEY.encode(), b"").decode())
+    except (OSError, ValueError, pa.ArrowInvalid):
+        return ""
+
+
+def check_not_like_input(found: Target, plan: Plan) -> None:
+    """Refuse to replace a file with the inputs' own columns: it is one that a glob swept up.
+
+    Raises:
+        OutputError: `score data/*.parquet --overwrite` took its last input for the output.
+    """
+    if found.dataset or not found.path.exists():
+        return
+    with translated(found.path):
+        names = pq.read_schema(found.path).names
+    if names == plan.recipe.reading.schema_.names:
+        message = f"{found.path}: has the columns of the inputs; is it the last input and no output named?"
+        raise OutputError(message, "the last path is where the output goes")
+
+
+# -- the workspace ----------------------------------------------------------------------------
+
+
+@contextmanager
+def workspace(found: Target, plan: Plan) -> Iterator[Workspace]:
+    """Open the output's workspace for this plan, alone; another plan's is emptied first.
+
+    It stays when the block fails: the same command goes on from its receipts.
+
+    Raises:
+        RetryError: Another process is writing this output.
+        StorageError: The disk fails.
+    """
+    folder = found.workspace
+    with translated(folder):
+        storage.make_dir(folder)
+        with storage.locked(folder / "lock"):
+            _prepare(folder, plan)
+            yield Workspace(str(folder), plan.plan_id, tuple(planning.footer(plan).items()))
+
+
+def _prepare(folder: Path, plan: Plan) -> None:
+    text = plan.model_dump_json(indent=1).encode()
+    stored = folder / _PLAN_FILE
+    if stored.exists() and _stored_id(stored) == plan.plan_id:
+        return
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            storage.remove_tree(entry)
+        elif entry.name != "lock":
+            storage.remove(entry)
+    temporary = folder / f"plan.{uuid.uuid4().hex[:12]}.tmp"
+    storage.write_durable(temporary, text)
+    storage.replace(temporary, stored)
+
+
+def _stored_id(stored: Path) -> str:
+    try:
+        return Plan.model_validate_json(stored.read_bytes()).plan_id
+    except ValueError:
+        return ""
+
+
+def discard(space: Workspace) -> None:
+    """Remove a workspace: what is in it was published or is of no use."""
+    with translated(space.path):
+        storage.remove_tree(Path(space.path))
+
+
+def done(space: Workspace, partitions: Sequence[Partition]) -> list[Receipt]:
+    """Return the receipts that an earlier run of the same plan left."""
+    with translated(space.path):
+        names = set(os.listdir(space.path))
+    here = [p for p in partitions if f"{p.name}.json" in names]
+    found = [outputs.committed(space, p.name) for p in here]
+    return [receipt for receipt in found if receipt]
+
+
+# -- do the parts make a whole? ---------------------------------------------------------------
+
+
+def misguessed(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> Partition | None:
+    """Return the first partition that does not start where the one before it ended, corrected.
+
+    The planned start of a slice inside a text file is a guess; every record is read once only
+    if each slice of a file starts exactly where the slice before it stopped.
+    """
+    ends: dict[str, int] = {}
+    for partition in partitions:
+        extents = receipts[partition.index].facts.extents
+        for part, (start, stop) in zip(partition.slices, extents, strict=False):
+            expected = ends.get(part.path, start)
+            if part.format != "parquet" and start != expected:
+                return _restarted(partition, part.path, expected)
+            ends[part.path] = stop
+    return None
+
+
+def amendments(
+    partitions: Sequence[Partition], receipts: dict[int, Receipt]
+) -> dict[str, Amendment]:
+    """Return the column types that must be amended, as far as receipts can be trusted yet.
+
+    A partition that began at a wrong guess may have met nonsense: only those count that follow
+    on from the first without a gap.
+    """
+    trusted = list(itertools.takewhile(lambda p: p.index in receipts, partitions))
+    wrong = misguessed(trusted, receipts)
+    found: dict[str, Amendment] = {}
+    for partition in trusted[: wrong.index if wrong else None]:
+        for amendment in receipts[partition.index].facts.amendments:
+            found.setdefault(amendment.column, amendment)
+    return found
+
+
+def _restarted(partition: Partition, path: str, start: int) -> Partition:
+    slices = [
+        part.model_copy(update={"start": start, "exact": True}) if part.path == path else part
+        for part in partition.slices
+    ]
+    return partition.model_copy(update={"slices": tuple(slices), "redone": True})
+
+
+# -- publish ----------------------------------------------------------------------------------
+
+
+def publish(
+    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool
+) -> OutputReceipt:
+    """Put the parts together, check them, and give the output its name in one step.
+
+    Raises:
+        OutputError: The output appeared meanwhile.
+        StorageError: A part is damaged or the disk fails.
+    """
+    with translated(found.path):
+        if found.dataset:
+            return _publish_dataset(found, plan, space, receipts, overwrite=overwrite)
+        return _publish_file(found, plan, space, receipts, overwrite=overwrite)
+
+
+def _publish_file(
+    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool
+) -> OutputReceipt:
+    temporary = space.file(f"output.{uuid.uuid4().hex[:12]}.tmp")
+    filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
+    _glue([space.file(r.part) for r in filled], temporary)
+    storage.sync_file(temporary)
+    receipt = _summed(found, plan, receipts, _checked(temporary, filled, plan))
+    if found.path.exists() and not overwrite:
+        raise _appeared(found)
+    _write_receipt(space.file("receipt.json.tmp"), found.receipt, receipt)
+    _name(temporary, found, overwrite=overwrite)
+    return receipt
+
+
+def _glue(parts: Sequence[Path], output: Path) -> None:
+    """Copy the parts' row groups byte for byte; re-encode where pq-glue refuses."""
+    try:
+        pq_glue.concat([str(part) for part in parts], str(output))
+    except ValueError as error:
+        raise StorageError(f"{output}: the parts cannot be put together: {error}", "report this") from error
+
+
+def _checked(path: Path, receipts: Sequence[Receipt], plan: Plan) -> str:
+    """Compare the glued file with the receipts; return the digest of its footer.
+
+    Raises:
+        StorageError: A byte differs: a disk or memory fault since the part was written.
+    """
+    expected = [group for receipt in receipts for group in receipt.row_groups]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file, path.open("rb") as raw:
+        metadata = file.metadata
+        same = metadata.num_row_groups == len(expected) and file.schema_arrow.equals(plan.recipe.schema_)
+        end = 4
+        for i, group in enumerate(expected if same else []):
+            start, stop = _span(metadata.row_group(i))
+            same = same and metadata.row_group(i).num_rows == group.rows and stop - start == group.size_bytes
+            same = same and storage.range_sha256(raw, start, stop) == group.sha256
+            end = stop
+        if not same:
+            raise StorageError(f"{path}: differs from what was scored", "run it again; check the disk")
+        for i in sorted({0, metadata.num_row_groups - 1} if expected else set()):
+            file.read_row_group(i, use_threads=False)
+        return storage.range_sha256(raw, end, path.stat().st_size)
+
+
+def _span(group: Any) -> tuple[int, int]:
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    starts = [c.dictionary_page_offset or c.data_page_offset for c in chunks]
+    return min(starts), max(s + c.total_compressed_size for s, c in zip(starts, chunks, strict=True))
+
+
+def _summed(found: Target, plan: Plan, receipts: Sequence[Receipt], footer_sha256: str) -> OutputReceipt:
+    facts = [receipt.facts for receipt in receipts]
+    nulls: dict[str, int] = {}
+    for fact in facts:
+        for column, count in fact.nulls.items():
+            nulls[column] = nulls.get(column, 0) + count
+    return OutputReceipt(
+        plan_id=plan.plan_id, output=found.path.name, rows_in=sum(f.rows_in for f in facts),
+        rows_out=sum(r.rows_out for r in receipts),
+        rows_rejected=sum(f.rows_rejected for f in facts), nulls=nulls,
+        row_groups=tuple(g for r in receipts for g in r.row_groups), footer_sha256=footer_sha256,
+        seconds=outputs.merge_seconds([f.seconds for f in facts]),
+        model_sha256=plan.recipe.model.sha256, versions=plan.versions, inputs=plan.sources,
+    )  # fmt: skip
+
+
+def _write_receipt(temporary: Path, path: Path, receipt: OutputReceipt) -> None:
+    storage.remove(temporary)
+    storage.write_durable(temporary, receipt.model_dump_json(indent=1).encode())
+    storage.replace(temporary, path)
+
+
+def _name(temporary: Path, found: Target, *, overwrite: bool) -> None:
+    if overwrite:
+        storage.replace(temporary, found.path)
+    elif not storage.link_first(temporary, found.path):
+        raise _appeared(found)
+
+
+def _appeared(found: Target) -> OutputError:
+    message = f"{found.path}: appeared while this job ran"
+    return OutputError(message, "replace it with --overwrite, or name another output")
+
+
+class _Manifest(BaseModel, frozen=True):
+    """The parts of a dataset, in input order."""
+
+    plan_id: str
+    parts: tuple[dict[str, Any], ...]
+
+
+def _publish_dataset(
+    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool
+) -> OutputReceipt:
+    stage = space.file("dataset")
+    storage.remove_tree(stage)
+    storage.make_dir(stage)
+    storage.make_dir(stage / _META_DIR)
+    filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
+    parts = []
+    for i, receipt in enumerate(filled):
+        name = f"part-{i:06d}.parquet"
+        storage.link(space.file(receipt.part), stage / name)
+        if storage.file_sha256(stage / name) != receipt.sha256:
+            raise StorageError(f"{receipt.part}: differs from what was scored", "run it again")
+        parts.append({"name": name, "rows": receipt.rows_out, "sha256": receipt.sha256})
+    manifest = _Manifest(plan_id=plan.plan_id, parts=tuple(parts))
+    storage.write_durable(stage / _META_DIR / "manifest.json", manifest.model_dump_json(indent=1).encode())
+    receipt_ = _summed(found, plan, receipts, "")
+    storage.write_durable(stage / _META_DIR / "receipt.json", receipt_.model_dump_json(indent=1).encode())
+    storage.sync_dir(stage / _META_DIR)
+    storage.sync_dir(stage)
+    if found.path.exists() and any(found.path.iterdir()):
+        if not overwrite:
+            raise _appeared(found)
+        storage.exchange(stage, found.path)
+    else:
+        storage.move_dir(stage, found.path)
+    return receipt_
+
+
+def published(found: Target, plan: Plan) -> OutputReceipt | None:
+    """Return the receipt of an output this very plan has published already, else None.
+
+    It happens when a run was cut between publishing and removing its workspace.
+    """
+    if not found.path.exists() or published_plan_id(found) != plan.plan_id:
+        return None
+    with translated(found.receipt):
+        if not found.receipt.exists():
+            return None
+        return OutputReceipt.model_validate_json(found.receipt.read_bytes())

@@ -1,0 +1,279 @@
+"""The job, validated once; every value knows where it came from: default < file < env < flag."""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from batchserve.errors import BatchserveError, NotFoundError, UsageError, did_you_mean, raise_all
+from batchserve.storage import translated
+
+FILE_NAME = "batchserve.toml"
+ENV_PREFIX = "BATCHSERVE_"
+
+BESIDE_MAY_SET = frozenset({"model", "features", "map", "outputs", "prefix", "on_null", "type", "infer"})
+"""What a config found beside the inputs may set: whoever made the data folder wrote it, so it
+may describe the data and its model but not run code, connect, or destroy."""
+
+_SCALE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def size(value: Any) -> Any:
+    """Read a size in bytes.
+
+    Example:
+        >>> size("64k"), size("32MiB"), size("1.5M")
+        (64000, 33554432, 1500000)
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", value.lower())
+    if not found:
+        raise ValueError("not a size: say 64k, 32MiB or 1.5M")
+    return int(float(found[1]) * _SCALE[found[2] or ""])
+
+
+def _items(value: Any) -> Any:
+    """Read a list from a list of texts, or from one text with commas."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return value
+    return [piece.strip() for text in texts for piece in str(text).split(",") if piece.strip()]
+
+
+def _pairs(value: Any) -> Any:
+    """Read a table from a table, or from texts like A=B."""
+    if isinstance(value, Mapping):
+        return value
+    pairs = [str(item).partition("=") for item in _items(value)]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise ValueError(f"{wrong[0]}: say NAME=VALUE")
+    return {name.strip(): text.strip() for name, _, text in pairs}
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_items)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
+Size = Annotated[int, BeforeValidator(size), Field(ge=1)]
+
+
+class Job(BaseModel):
+    """What the user wants. Every field is a flag, an environment variable and a config key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    model: str | None = None
+    """Path of the ONNX model."""
+    features: Names = ()
+    """Columns of a wide input, in order."""
+    map: Pairs = {}
+    """Model input name to column name, where they differ."""
+    outputs: Names = ()
+    """Outputs of the model to keep; all when empty."""
+    prefix: str = ""
+    """Put before the names of prediction columns."""
+    rows_depend: bool = False
+    """Accept a model whose rows change each other's scores."""
+    keep: Names = ("all",)
+    """Input columns that pass through: all, none, or names."""
+    on_null: Names = ()
+    """What a null in a model column becomes: [COLUMN:]reject|nan|fill=VALUE."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Read only the first N records."""
+    type: Pairs = {}
+    """Column name to type, for text files."""
+    infer: Literal["sample", "full"] = "sample"
+    """Sample the files for column types, or read them all first."""
+    overwrite: bool = False
+    """Replace an output that batchserve wrote."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Partitions scored at once; as many as usable CPUs by default."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler."""
+    batch_rows: Annotated[int, Field(ge=64, multiple_of=64)] | None = None
+    """Rows per run of the model, a multiple of 64."""
+    partition_size: Size | None = None
+    """Bytes of input per partition."""
+    dashboard: bool = False
+    """Serve Dask's dashboard on loopback."""
+    json_: bool = Field(default=False, alias="json")
+    """Print one JSON object and nothing else to stdout."""
+    quiet: bool = False
+    """Say nothing but errors."""
+    verbose: bool = False
+    """Say more."""
+    no_progress: bool = False
+    """Do not draw the progress line."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `batchserve.score` and its kin: the fields of a job."""
+
+    model: str | os.PathLike[str] | None
+    features: Sequence[str]
+    map: Mapping[str, str]
+    outputs: Sequence[str]
+    prefix: str
+    rows_depend: bool
+    keep: str | Sequence[str]
+    on_null: str | Sequence[str]
+    limit: int | None
+    type: Mapping[str, str]
+    infer: str
+    overwrite: bool
+    workers: int | None
+    scheduler: str | None
+    batch_rows: int | None
+    partition_size: int | str | None
+    dashboard: bool
+
+
+FIELDS = tuple(field.alias or name for name, field in Job.model_fields.items())
+"""Names of all keys, as users write them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A job, and where each of its values came from."""
+
+    job: Job
+    origins: dict[str, str]
+    """Key to origin, for every key that is not a default."""
+    file: Path | None = None
+    beside: bool = False
+    """True when `file` was found in the folder of the inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    values: dict[str, Any]
+    origin: str
+    lines: dict[str, int]
+
+
+def load(
+    flags: Mapping[str, Any],
+    inputs: Sequence[str],
+    *,
+    config: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merge config file, environment and flags into one validated job.
+
+    The file is `config`, else BATCHSERVE_CONFIG, else ./batchserve.toml, else the one in the
+    folder of the inputs if all share it.
+
+    Args:
+        flags: Values given on the command line or to a function, by key.
+        inputs: The inputs as given, to find a config beside them.
+        config: Path of a config file, or None to look for one.
+        environment: The environment, `os.environ` by default.
+
+    Raises:
+        UsageError: A key or value is wrong; all of them are named, with their lines.
+        NotFoundError: The config file named does not exist.
+    """
+    env = os.environ if environment is None else environment
+    path, beside = _find(config or env.get(f"{ENV_PREFIX}CONFIG"), inputs)
+    layers = [_file_layer(path, beside=beside)] if path else []
+    layers += [_env_layer(env), _Layer(dict(flags), "flag", {})]
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        values |= layer.values
+        origins |= {key: layer.origin.replace("*", key.upper()) for key in layer.values}
+    return Settings(_validated(values, origins, layers), origins, path, beside)
+
+
+def _find(named: str | None, inputs: Sequence[str]) -> tuple[Path | None, bool]:
+    if named:
+        if not Path(named).is_file():
+            raise NotFoundError(f"{named}: no such config file", "check --config or BATCHSERVE_CONFIG")
+        return Path(named), False
+    here = Path(FILE_NAME)
+    if here.is_file():
+        return here, False
+    folders = {_folder(given) for given in inputs}
+    beside = folders.pop() / FILE_NAME if len(folders) == 1 else None
+    return (beside, True) if beside and beside.is_file() else (None, False)
+
+
+def _folder(given: str) -> Path:
+    path = Path(given)
+    return path if path.is_dir() else path.parent
+
+
+def _file_layer(path: Path, *, beside: bool) -> _Layer:
+    with translated(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: is no TOML: {error}", "mend that line") from None
+    lines = {key: _line_of(key, text) for key in values}
+    raise_all(list(_key_problems(path, values, lines, beside=beside)))
+    if isinstance(values.get("model"), str):
+        model = path.parent / values["model"]
+        if beside and not model.resolve().is_relative_to(path.parent.resolve()):
+            message = f"{path}:{lines['model']}: model {values['model']} lies outside its folder"
+            raise UsageError(message, f"to use it all the same: --model {model}")
+        values["model"] = str(model)
+    return _Layer(values, str(path), lines)
+
+
+def _line_of(key: str, text: str) -> int:
+    pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[\].=]""")
+    return next((i for i, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
+
+
+def _key_problems(
+    path: Path, values: Mapping[str, Any], lines: Mapping[str, int], *, beside: bool
+) -> Iterator[BatchserveError]:
+    for key in values:
+        where = f"{path}:{lines[key]}: {key}"
+        if key not in FIELDS:
+            hint = did_you_mean(key, FIELDS) or f"keys are: {', '.join(FIELDS)}"
+            yield UsageError(f"{where}: no such key", hint)
+        elif beside and key not in BESIDE_MAY_SET:
+            message = f"{where}: may not be set by a config found beside the inputs"
+            yield UsageError(message, f"say it as a flag, or trust the file: --config {path}")
+
+
+def _env_layer(env: Mapping[str, str]) -> _Layer:
+    names = {f"{ENV_PREFIX}{key.upper()}": key for key in FIELDS}
+    given = {names[name]: text for name, text in env.items() if name in names and text}
+    return _Layer(given, f"env {ENV_PREFIX}*", {})
+
+
+def _validated(values: dict[str, Any], origins: Mapping[str, str], layers: Sequence[_Layer]) -> Job:
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        lines = {key: line for layer in layers for key, line in layer.lines.items()}
+        problems = [_problem(detail, origins, lines) for detail in error.errors()]
+        raise_all(problems)
+        raise  # not reached: an error has at least one detail
+
+
+def _problem(detail: Any, origins: Mapping[str, str], lines: Mapping[str, int]) -> UsageError:
+    key = str(detail["loc"][0])
+    origin = origins.get(key, "")
+    where = {"flag": f"--{key.replace('_', '-')}"}.get(origin, f"{origin}: {key}")
+    if origin.endswith(".toml"):
+        where = f"{origin}:{lines.get(key, 1)}: {key}"
+    if detail["type"] == "extra_forbidden":
+        return UsageError(f"{key}: no such option", did_you_mean(key, FIELDS))
+    reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return UsageError(f"{where} = {detail['input']!r}: {reason}", _allowed(key))
+
+
+def _allowed(key: str) -> str:
+    choices = get_args(Job.model_fields[key].annotation) if key == "infer" else ()
+    return f"choose {' or '.join(choices)}" if choices else "see batchserve score --help"

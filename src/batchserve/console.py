@@ -1,0 +1,214 @@
+"""What people see: the progress line, the plan, errors, the summary. The only rich import.
+
+Messages go to stderr, data (`--json`) to stdout.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from batchserve import events
+from batchserve.config import Settings
+from batchserve.errors import BatchserveError
+from batchserve.events import Event
+from batchserve.job import Report, human_bytes
+
+_PLAIN_EVERY_S = 10.0
+
+
+def printable(text: str) -> str:
+    """Escape control characters: a file name must not be able to drive a terminal.
+
+    Example:
+        >>> printable("a\\x1b[31mb")
+        'a\\\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+class Screen:
+    """Listens to a job and shows it: a live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, progress: bool = True) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._verbose = verbose
+        self._live = progress and self._console.is_terminal and not quiet
+        self._plain = progress and not self._live
+        self._bar = Progress(
+            TextColumn("{task.percentage:>3.0f}%"), BarColumn(bar_width=16),
+            TextColumn("{task.fields[text]}"), console=self._console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None, text="")
+        self._meter = Meter()
+        self._spoken = 0.0
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print one line."""
+        self._console.print(Text(printable(text), style=style), soft_wrap=True)
+
+    def header(self, version: str, settings: Settings, output: str) -> None:
+        """Say which model and which config: the first line of every job."""
+        parts = [f"batchserve {version}", f"model {settings.job.model}"]
+        if settings.file:
+            where = " (found beside the inputs)" if settings.beside else ""
+            parts.append(f"config {settings.file}{where}")
+        self.say(" · ".join(parts))
+        if self._verbose:
+            for key, origin in settings.origins.items():
+                self.say(f"  {key} from {origin}", "dim")
+            self.say(f"  output {output}", "dim")
+
+    def on(self, event: Event) -> None:
+        """Show `event`."""
+        match event:
+            case events.Planned():
+                self._start(event)
+            case events.PartitionScored():
+                self._meter.add(event)
+                self._advance(event)
+            case events.Publishing():
+                self._bar.update(self._task, text="checking and publishing")
+            case events.Amended():
+                for column, place in event.columns.items():
+                    self.say(f"{column}: another type was needed at {place}; starting over")
+            case events.DashboardOpened():
+                self.say(f"dashboard {event.url}")
+
+    def _start(self, event: events.Planned) -> None:
+        self._meter = Meter(event.bytes_total)
+        many = f"{event.partitions:,} partition{'s' * (event.partitions != 1)}"
+        if event.partitions_done:
+            self.say(f"continuing: {event.partitions_done:,} of {many} done")
+        elif self._verbose:
+            self.say(f"{many} on {event.workers} workers")
+        self._spoken = time.monotonic()
+        if self._live:
+            self._bar.update(self._task, total=max(1, event.bytes_total), completed=0, text="starting")
+            self._bar.start()
+
+    def _advance(self, event: events.PartitionScored) -> None:
+        self._bar.update(self._task, advance=event.bytes_in, text=self._meter.line())
+        now = time.monotonic()
+        if self._plain and now - self._spoken >= _PLAIN_EVERY_S:
+            self._spoken = now
+            self.say(self._meter.line())
+
+    def close(self) -> None:
+        """Take the progress line away."""
+        self._bar.stop()
+
+    def error(self, error: BatchserveError) -> None:
+        """Show what is wrong and what to do about it."""
+        self.close()
+        console = Console(stderr=True, highlight=False)
+        console.print(Text.assemble(("error: ", "bold red"), printable(error.message)), soft_wrap=True)
+        if error.hint:
+            console.print(Text.assemble(("hint:  ", "bold"), printable(error.hint)), soft_wrap=True)
+
+    def summary(self, report: Report) -> None:
+        """Say in a few lines what was done."""
+        self.close()
+        for line in summary_lines(report):
+            self.say(line)
+
+
+class Meter:
+    """Rows, rates and shares so far in this run."""
+
+    def __init__(self, bytes_total: int = 0) -> None:
+        self._started = time.monotonic()
+        self._bytes_total = bytes_total
+        self.rows = self.rejected = self.bytes = self._bytes_resumed = 0
+        self._seconds: Counter[str] = Counter()
+
+    def add(self, event: events.PartitionScored) -> None:
+        """Count one partition."""
+        if event.resumed:
+            self._bytes_resumed += event.bytes_in
+            return
+        self.rows += event.rows_in
+        self.rejected += event.rows_rejected
+        self.bytes += event.bytes_in
+        self._seconds.update(event.seconds)
+
+    def line(self) -> str:
+        """Return the progress line."""
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = self.bytes / elapsed
+        left = self._bytes_total - self._bytes_resumed - self.bytes
+        eta = f"{left / rate:.0f} s left" if rate else "?"
+        share = self._seconds["model"] / max(sum(self._seconds.values()), 1e-9)
+        rejected = self.rejected / max(self.rows, 1)
+        return (
+            f"{self.rows:,} rows · {self.rows / elapsed:,.0f} rows/s · {human_bytes(rate)}/s · "
+            f"rejected {rejected:.1%} · model {share:.0%} · {eta}"
+        )
+
+
+def summary_lines(report: Report) -> list[str]:
+    """Return the summary: what came out, how fast, what to know."""
+    receipt = report.receipt
+    files = len(receipt.inputs)
+    source = Path(receipt.inputs[0].path).name if files == 1 else f"{files:,} files"
+    stages = receipt.seconds
+    busy = max(sum(stages.values()), 1e-9)
+    shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in stages.items())
+    lines = [
+        f"{report.path}: {report.rows:,} rows from {source} "
+        f"({human_bytes(report.bytes_in)} in, {human_bytes(report.size_bytes)} out)",
+        f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
+    ]
+    nulls = [f"{column} {count:,}" for column, count in receipt.nulls.items() if count]
+    if nulls:
+        lines.append(f"  nulls the model saw: {', '.join(nulls)}")
+    lines += [f"  {column} has another type since {place}" for column, place in report.amended.items()]
+    return lines
+
+
+def report_json(report: Report, settings: Settings) -> str:
+    """Return the summary's facts as one JSON object."""
+    receipt = report.receipt
+    return json.dumps(
+        {
+            "output": report.path,
+            "plan_id": receipt.plan_id,
+            "model": settings.job.model,
+            "model_sha256": receipt.model_sha256,
+            "config": str(settings.file) if settings.file else None,
+            "rows_in": receipt.rows_in,
+            "rows_out": receipt.rows_out,
+            "rows_rejected": receipt.rows_rejected,
+            "nulls": receipt.nulls,
+            "seconds": round(report.seconds, 3),
+            "rows_per_s": round(report.rows_per_s),
+            "bytes_in": report.bytes_in,
+            "size_bytes": report.size_bytes,
+            "stage_seconds": {k: round(v, 3) for k, v in receipt.seconds.items()},
+            "partitions": report.partitions,
+            "workers": report.workers,
+            "in_place": report.in_place,
+            "amended": report.amended,
+        }
+    )
+
+
+def table(title: str, facts: Mapping[str, Any]) -> None:
+    """Print names and values in two columns to stdout."""
+    console = Console(highlight=False)
+    console.print(Text(printable(title), style="bold"), soft_wrap=True)
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        console.print(Text(printable(f"  {name:<{width}}  {value}")), soft_wrap=True)
+
+
+def out(text: str) -> None:
+    """Print data to stdout as it is."""
+    sys.stdout.write(text + "\n")

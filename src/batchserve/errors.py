@@ -1,0 +1,143 @@
+"""Every error a user can meet, its exit code, and how several are told at once.
+
+    BatchserveError            1  a bug in batchserve: report it
+    ├── UsageError             2  change the command or the config
+    ├── DataError             65  the data: corrupt, drifted, or rows that cannot be scored
+    ├── NotFoundError         66  an input, model or config file is not there
+    ├── ClusterError          69  the cluster is unreachable, lost or mismatched
+    ├── ModelError            70  the model is unusable, or it and the data do not fit
+    ├── OutputError           73  the output exists, is an input, or cannot be made
+    ├── StorageError          74  the disk is full, or input/output failed
+    ├── RetryError            75  run the same command again
+    ├── AccessError           77  permission denied
+    └── StoppedError         130  stopped by Ctrl-C (143: by SIGTERM); the same command continues
+
+The codes follow `sysexits.h`, so that a scheduler can act on them. This module imports
+nothing of ours. `__init__` takes only `(message, hint)`, both handed to `Exception`, because
+domain arguments do not survive pickling between processes.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+
+class BatchserveError(Exception):
+    """Base of all errors: what is wrong with which thing, and what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(BatchserveError):
+    """The command line, the environment or the config file says something impossible."""
+
+    exit_code = 2
+
+
+class DataError(BatchserveError):
+    """The data is corrupt, differs between files, or has rows that cannot be scored."""
+
+    exit_code = 65
+
+
+class NotFoundError(BatchserveError):
+    """An input, model or config file does not exist."""
+
+    exit_code = 66
+
+    @classmethod
+    def of(cls, kind: str, path: str, candidates: Iterable[str] = ()) -> "NotFoundError":
+        """Build the error for a missing `kind` of file, with the nearest existing names."""
+        hint = did_you_mean(path.rsplit("/", 1)[-1], candidates)
+        return cls(f"{path}: no such {kind}", hint or "check the path")
+
+
+class ClusterError(BatchserveError):
+    """The Dask cluster cannot be reached, was lost, or runs other versions."""
+
+    exit_code = 69
+
+
+class ModelError(BatchserveError):
+    """The model is corrupt or unsupported, or it and the data do not fit together."""
+
+    exit_code = 70
+
+
+class OutputError(BatchserveError):
+    """The output exists already, is an input, or cannot be made where it was asked for."""
+
+    exit_code = 73
+
+
+class StorageError(BatchserveError):
+    """A disk is full or an input/output call failed."""
+
+    exit_code = 74
+
+
+class RetryError(BatchserveError):
+    """Nothing is wrong with the job: run the same command again."""
+
+    exit_code = 75
+
+
+class AccessError(BatchserveError):
+    """The operating system refused access."""
+
+    exit_code = 77
+
+
+class StoppedError(BatchserveError):
+    """Ctrl-C: the same command continues from the finished parts."""
+
+    exit_code = 130
+
+
+class TerminatedError(StoppedError):
+    """SIGTERM: the same command continues from the finished parts."""
+
+    exit_code = 143
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return a hint with the closest of `candidates`, or an empty text.
+
+    Example:
+        >>> did_you_mean("dep_dealy", ["dep_delay", "arr_delay"])
+        'did you mean dep_delay?'
+    """
+    known = {candidate.lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return f"did you mean {known[close[0]]}?" if close else ""
+
+
+def raise_all(problems: Sequence[BatchserveError]) -> None:
+    """Raise every problem as one error of the first one's kind; do nothing if there is none.
+
+    Raises:
+        BatchserveError: With one line per problem, each followed by its hint.
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = [f"  {p.message}" + (f"  ({p.hint})" if p.hint else "") for p in problems]
+        raise type(problems[0])(f"{len(problems)} problems\n" + "\n".join(lines))
+
+
+def from_os(error: OSError, path: str) -> BatchserveError:
+    """Translate an operating system error about `path` into one of ours."""
+    reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{path}: {reason}", "check the path")
+    if isinstance(error, PermissionError):
+        return AccessError(f"{path}: {reason}", "check who owns it and its mode")
+    return StorageError(f"{path}: {reason}", "free space or check the disk, then run it again")

@@ -1,0 +1,74 @@
+"""What happens during a job, as values, and who may listen.
+
+The library never prints: it tells a listener. The progress line, log lines and later metrics
+are listeners.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """The plan stands; the work is about to start."""
+
+    plan_id: str
+    partitions: int
+    partitions_done: int
+    """Partitions an earlier, interrupted run of the same plan finished."""
+    bytes_total: int
+    """Input bytes, as stored."""
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionScored:
+    """One partition has a durable part and a receipt."""
+
+    index: int
+    rows_in: int
+    rows_rejected: int
+    bytes_in: int
+    seconds: dict[str, float]
+    """Seconds per stage: read, bind, model, write."""
+    resumed: bool = False
+    """True when an earlier, interrupted run of the same plan scored it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amended:
+    """Texts did not fit a column's sampled type: it becomes text and the job starts over."""
+
+    columns: dict[str, str]
+    """Column name to the place of the first text that did not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardOpened:
+    """Dask's dashboard is being served."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publishing:
+    """All partitions are scored; the output is being put together and checked."""
+
+    parts: int
+
+
+Event = Planned | PartitionScored | Amended | DashboardOpened | Publishing
+
+
+class Listener(Protocol):
+    """Anything that wants to know."""
+
+    def on(self, event: Event) -> None:
+        """Take note of `event`; must return quickly and must not raise."""
+
+
+class Silent:
+    """A listener that ignores everything."""
+
+    def on(self, event: Event) -> None:
+        """Ignore `event`."""

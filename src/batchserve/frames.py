@@ -1,0 +1,218 @@
+"""The same binding and session on a frame the caller holds, and the lazy frame of scored rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from batchserve import codec, inputs, planning, scoring
+from batchserve.codec import Wish
+from batchserve.config import Job
+from batchserve.errors import DataError, UsageError
+from batchserve.inputs import Look, Partition
+from batchserve.model import Signature, identify, operators, session_for
+from batchserve.planning import Plan
+from batchserve.scoring import Recipe, Tally
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+    import pandas as pd
+
+Frame = TypeVar("Frame")
+
+
+class Model:
+    """An ONNX model that scores frames: pandas, Polars, Arrow or Dask in, the same kind out.
+
+    Args:
+        path: The model's file.
+        features: Columns of a wide input, in order; the model's metadata may hold them.
+        map: Model input name to column name, where they differ.
+        on_null: What a null becomes: `reject`, `nan`, `fill=V`, with `COLUMN:` before for one.
+        prefix: Put before the names of the predictions.
+        batch_rows: Rows of every run of the model.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ModelError: It is no model that onnxruntime runs.
+
+    Example:
+        >>> import batchserve as bs, pandas as pd
+        >>> model = bs.Model("examples/iris/model.onnx")
+        >>> rows = pd.DataFrame({"sepal_length": [5.1], "sepal_width": [3.5],
+        ...                      "petal_length": [1.4], "petal_width": [0.2]})
+        >>> model.predict(rows)["label"].tolist()
+        ['setosa']
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        features: Sequence[str] = (),
+        map: Mapping[str, str] | None = None,  # noqa: A002  the word of the command line
+        on_null: str | Sequence[str] = (),
+        prefix: str = "",
+        batch_rows: int | None = None,
+    ) -> None:
+        self._job = Job.model_validate(
+            {
+                "model": fspath(path), "features": features, "map": map or {}, "on_null": on_null,
+                "prefix": prefix, "batch_rows": batch_rows, "keep": ("none",),
+            }
+        )  # fmt: skip
+        self._spec = identify(fspath(path))
+        self._recipes: dict[str, Recipe] = {}
+        self.signature: Signature = session_for(self._spec).signature()
+
+    def predict(self, frame: Frame) -> Frame:
+        """Score every row of a frame.
+
+        Args:
+            frame: A pandas, Polars, Arrow (table or record batch) or Dask frame.
+
+        Returns:
+            A frame of the same kind with one column per model output, same rows, same index.
+
+        Raises:
+            ModelError: A column is missing or has a type that cannot be bound.
+            DataError: Some rows cannot be scored; the first ones are named.
+        """
+        kind = type(frame).__module__.partition(".")[0]
+        convert = {"pandas": self._pandas, "polars": self._polars, "dask": self._dask}
+        result: Frame = convert.get(kind, self._arrow)(frame)
+        return result
+
+    def _pandas(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        return self._table(table).to_pandas().set_index(frame.index)
+
+    def _polars(self, frame: Any) -> Any:
+        import polars as pl
+
+        return pl.from_arrow(self._table(frame.to_arrow()))
+
+    def _dask(self, frame: "dd.DataFrame") -> "dd.DataFrame":
+        meta = self._pandas(frame._meta_nonempty).iloc[:0]  # noqa: SLF001  Dask's own way to know types
+        predicted: dd.DataFrame = frame.map_partitions(self._pandas, meta=meta)
+        return predicted
+
+    def _arrow(self, frame: Any) -> Any:
+        if isinstance(frame, pa.Table):
+            return self._table(frame)
+        if isinstance(frame, pa.RecordBatch):
+            table = self._table(pa.Table.from_batches([frame])).combine_chunks()
+            return table.to_batches()[0] if len(table) else pa.RecordBatch.from_pylist([], table.schema)
+        raise UsageError(f"{type(frame).__name__}: not a frame that can be scored", _KINDS)
+
+    def _table(self, table: pa.Table) -> pa.Table:
+        batch = _one_batch(self._needed(table))
+        key = batch.schema.to_string()
+        if key not in self._recipes:
+            look = Look(batch.schema, batch.slice(0, _SAMPLE_ROWS))
+            self._recipes[key] = planning.recipe_for(self._job, self._spec, look)
+        return predicted(batch, self._recipes[key])
+
+    def _needed(self, table: pa.Table) -> pa.Table:
+        """Leave out columns the model does not read, unless one it reads is missing."""
+        wish = Wish(features=self._job.features, map=self._job.map)
+        names = codec.wanted_columns(self.signature, wish)
+        return table.select(names) if set(names) <= set(table.column_names) else table
+
+    def __repr__(self) -> str:
+        ports = [f"  in   {port}" for port in self.signature.inputs]
+        ports += [f"  out  {port}" for port in self.signature.outputs]
+        return "\n".join([f"Model({self._spec.path!r})", *ports])
+
+
+_SAMPLE_ROWS = 4096
+_KINDS = "give a pandas, Polars, Arrow or Dask frame"
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def predicted(batch: pa.RecordBatch, recipe: Recipe) -> pa.Table:
+    """Score the rows of one batch; kept columns first, then predictions.
+
+    Raises:
+        DataError: Some rows cannot be scored.
+    """
+    rows, misfits = codec.encode(batch, recipe.binding, recipe.keep)
+    if misfits:
+        shown = "; ".join(f"row {m.row} {m.column}: {m.value!r} {m.reason}" for m in misfits[:3])
+        count = len({m.row for m in misfits})
+        raise DataError(f"{count:,} of {batch.num_rows:,} rows cannot be scored: {shown}", _NULLS)
+    if not rows.rows:
+        return recipe.schema_.empty_table()
+    session = session_for(recipe.model)
+    columns = scoring.predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
+    return pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_)
+
+
+_NULLS = "drop these rows, or say on_null='nan' or on_null='COLUMN:fill=VALUE'"
+
+
+def scored(made: Plan) -> "dd.DataFrame":
+    """Return the lazy Dask dataframe of input columns and predictions, to chain on.
+
+    Args:
+        made: A plan; its partitions become the frame's.
+
+    Raises:
+        DataError: At `compute`: some rows cannot be scored.
+    """
+    import dask.dataframe as dd
+
+    meta = _pandas(made.recipe.schema_.empty_table())
+    exact = inputs.settled(made.partitions)
+    frame: dd.DataFrame = dd.from_map(
+        read_scored, exact, recipe=made.recipe, meta=meta, label="scored", token=made.plan_id
+    )
+    return frame
+
+
+def read_scored(partition: Partition, recipe: Recipe) -> "pd.DataFrame":
+    """Score one partition into a pandas frame of Arrow-backed columns.
+
+    Raises:
+        DataError: Some rows cannot be scored.
+    """
+    tally = Tally()
+    session = session_for(recipe.model)
+    tables = [recipe.schema_.empty_table()]
+    for rows in scoring.aligned(scoring.encoded(partition, recipe, tally), recipe.batch_rows):
+        columns = scoring.predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
+        tables.append(pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_))
+    if groups := tally.rejects.groups():
+        first = groups[0].examples[0]
+        shown = f"{first.place.path} byte {first.place.byte_offset}: {first.column} {first.reason}"
+        raise DataError(f"{tally.rows_rejected:,} rows cannot be scored: {shown}", _NULLS)
+    return _pandas(pa.concat_tables(tables))
+
+
+def _pandas(table: pa.Table) -> "pd.DataFrame":
+    import pandas as pd
+
+    return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def described(path: str) -> dict[str, str]:
+    """Return what a model takes and gives, in words.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ModelError: It is no model that onnxruntime runs.
+    """
+    spec = identify(path)
+    signature = session_for(spec).signature()
+    facts = {"sha256": spec.sha256}
+    facts |= {f"in  {port.name}": str(port).partition(": ")[2] for port in signature.inputs}
+    facts |= {f"out {port.name}": str(port).partition(": ")[2] for port in signature.outputs}
+    facts |= signature.metadata
+    counted = operators(path)
+    return facts | {"operators": ", ".join(f"{name} x{count}" for name, count in counted.items())}

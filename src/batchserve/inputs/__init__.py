@@ -1,0 +1,407 @@
+"""Files -> partitions -> record batches.
+
+A partition is what one task scores: slices of files, in input order. Reading a slice gives
+blocks of typed rows, records that could not be read, and at last the slice's exact extent.
+One module per format, each with the same three functions:
+
+    look(source, infer, types) -> Look            the columns, from headers and samples
+    split(source, look, target_bytes) -> [Slice]  ranges that can be read apart
+    read(part, reading) -> blocks, bad records    the rows of one range
+"""
+
+import base64
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from batchserve.errors import (
+    BatchserveError,
+    DataError,
+    NotFoundError,
+    OutputError,
+    UsageError,
+    raise_all,
+)
+from batchserve.rejects import Place, Reject
+from batchserve.storage import translated
+
+Format = Literal["csv", "jsonl", "parquet"]
+SUFFIXES: dict[str, Format] = {
+    ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet",
+}  # fmt: skip
+_PARQUET_MAGIC = b"PAR1"
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def _schema_in(value: Any) -> Any:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value))) if isinstance(value, str) else value
+
+
+def _schema_out(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+ArrowSchema = Annotated[pa.Schema, BeforeValidator(_schema_in), PlainSerializer(_schema_out)]
+"""An Arrow schema that survives JSON."""
+
+
+class Source(BaseModel, frozen=True):
+    """One input file, as it was when the plan was made."""
+
+    path: str
+    format: Format
+    gzip: bool
+    size_bytes: int
+    mtime_ns: int
+
+
+class Slice(BaseModel, frozen=True):
+    """A range of one file: bytes of a text file, row groups of a Parquet file."""
+
+    path: str
+    format: Format
+    gzip: bool = False
+    start: int
+    stop: int
+    """Where the next slice starts; the end of a text file may be open (a very large number)."""
+    exact: bool
+    """Whether `start` is known to be the start of a record; if not, the reader looks for the
+    first one from there and reports what it found."""
+    first_record: int = 0
+    """Records of the file before this slice, where that is known (Parquet)."""
+    size_bytes: int
+    """Stored bytes, for progress and for balancing partitions."""
+
+
+OPEN_END = 1 << 62
+"""The stop of a slice that runs to the end of its text file."""
+
+
+class Partition(BaseModel, frozen=True):
+    """What one task scores, fixed by the plan."""
+
+    index: int
+    slices: tuple[Slice, ...]
+    redone: bool = False
+    """True when the plan's guess of the first record was wrong and `start` is corrected."""
+
+    @property
+    def name(self) -> str:
+        """The name of its part and receipt; a corrected start makes another name."""
+        return f"p{self.index:06d}" + (f"-from{self.slices[0].start}" if self.redone else "")
+
+    @property
+    def size_bytes(self) -> int:
+        """Stored bytes of all slices."""
+        return sum(part.size_bytes for part in self.slices)
+
+
+class Reading(BaseModel, frozen=True):
+    """How the files are read; the same for every partition."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    schema_: ArrowSchema
+    """Every column of a text file in file order, with the type it keeps."""
+    columns: tuple[str, ...]
+    """The columns somebody wants."""
+    numeric: frozenset[str] = frozenset()
+    """The columns that the model reads as numbers."""
+    fixed: frozenset[str] = frozenset()
+    """The columns whose type the user set."""
+    batch_rows: int
+    """Rows of one run of the model; readers that can choose give multiples of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of a file before reading it."""
+
+    schema: pa.Schema
+    sample: pa.RecordBatch
+    """Some rows, in the schema's types; may be empty."""
+    data_start: int = 0
+    """First byte after a CSV's header."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of one slice, and where each is."""
+
+    batch: pa.RecordBatch
+    path: str
+    base: int
+    """Byte offset of the raw text in the file, or records before the block (Parquet)."""
+    raw: bytes | None = None
+    """The text the rows were read from, whole records."""
+    format: Format = "parquet"
+
+    def place(self, row: int) -> Place:
+        """Return where row `row` of the batch is in its file."""
+        if self.raw is None:
+            return Place(path=self.path, record=self.base + row)
+        starts = _module(self.format).record_starts(self.raw)
+        return Place(path=self.path, byte_offset=self.base + starts[row])
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that could not be read, as a reject."""
+
+    reject: Reject
+
+
+@dataclass(frozen=True, slots=True)
+class TypeMisfit:
+    """A text that does not fit its column's planned type: the plan must be amended."""
+
+    column: str
+    place: Place
+    value: str
+    becomes: str
+    """The type, in the words of `--type`, that holds this text and all seen before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The exact range a slice turned out to have: first record's start, last record's end."""
+
+    start: int
+    stop: int
+
+
+Item = Block | BadRecord | TypeMisfit | Extent
+
+
+def _module(name: str) -> Any:
+    if name == "csv":
+        from batchserve.inputs import csv
+
+        return csv
+    if name == "jsonl":
+        from batchserve.inputs import jsonl
+
+        return jsonl
+    from batchserve.inputs import parquet
+
+    return parquet
+
+
+# -- which files ------------------------------------------------------------------------------
+
+
+def resolve(inputs: Sequence[str]) -> list[Source]:
+    """Turn paths, globs and folders into files, in the order the job will read them.
+
+    Inputs keep the order given; within a glob or folder names sort with numbers as numbers.
+
+    Raises:
+        NotFoundError: A path, glob or folder gives no file.
+        UsageError: A file has no format batchserve reads.
+        OutputError: The same file is given twice.
+    """
+    problems: list[BatchserveError] = []
+    paths: list[Path] = []
+    for given in inputs:
+        try:
+            paths += _expand(given)
+        except BatchserveError as problem:
+            problems.append(problem)
+    problems += _twice(paths)
+    sources = []
+    for path in paths:
+        try:
+            sources.append(_source(path))
+        except BatchserveError as problem:
+            problems.append(problem)
+    raise_all(problems)
+    return sources
+
+
+def _expand(given: str) -> list[Path]:
+    path = Path(given)
+    if path.is_dir():
+        files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
+        found = [p for p in files if _suffix_format(p)]
+        if not found:
+            raise NotFoundError(f"{given}: no input file in this folder", _FORMATS)
+        return sorted(found, key=natural)
+    if path.exists():
+        return [path]
+    if glob.has_magic(given):
+        matches = [p for p in map(Path, glob.glob(given, recursive=True)) if p.is_file()]
+        if not matches:
+            raise NotFoundError(f"{given}: no file matches", "check the pattern")
+        return sorted(matches, key=natural)
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise NotFoundError.of("input", given, siblings)
+
+
+_FORMATS = f"batchserve reads {', '.join(SUFFIXES)}, text formats also with .gz"
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """Return a key that sorts numbers in names as numbers.
+
+    Example:
+        >>> sorted(map(Path, ["p10.csv", "p2.csv"]), key=natural)[0].name
+        'p2.csv'
+    """
+    pieces = re.split(r"(\d+)", str(path))
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in pieces]
+
+
+def _twice(paths: Sequence[Path]) -> Iterator[OutputError]:
+    seen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        identity = _identity(path)
+        if identity in seen:
+            hint = "its rows would be in the output twice: name it once"
+            yield OutputError(f"{path}: is the same file as {seen[identity]}", hint)
+        seen[identity] = path
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    with translated(path):
+        status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _suffix_format(path: Path) -> Format | None:
+    name = path.name.lower().removesuffix(".gz")
+    return next((form for suffix, form in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _source(path: Path) -> Source:
+    form = _suffix_format(path)
+    if form is None:
+        raise UsageError(f"{path}: not a format batchserve reads", _FORMATS)
+    with translated(path):
+        status = path.stat()
+        with path.open("rb") as file:
+            magic = file.read(4)
+    gzip = magic.startswith(_GZIP_MAGIC)
+    if form == "parquet" and magic != _PARQUET_MAGIC:
+        raise DataError(f"{path}: is no Parquet file (it starts with {magic!r})", _RENAME)
+    if form != "parquet" and magic == _PARQUET_MAGIC:
+        raise DataError(f"{path}: is a Parquet file, not {form}", _RENAME)
+    if path.name.lower().endswith(".gz") and not gzip:
+        raise DataError(f"{path}: is not gzip (it starts with {magic!r})", _RENAME)
+    return Source(
+        path=str(path.absolute()), format=form, gzip=gzip,
+        size_bytes=status.st_size, mtime_ns=status.st_mtime_ns,
+    )  # fmt: skip
+
+
+_RENAME = "give it the suffix of what it is"
+
+
+# -- which columns ----------------------------------------------------------------------------
+
+_SAMPLED_FILES = 16
+
+
+def look(sources: Sequence[Source], *, infer: str, types: dict[str, str]) -> Look:
+    """Find the columns of all files and the type each keeps.
+
+    Every file's header is read; values are sampled from up to 16 files.
+
+    Raises:
+        DataError: A file is unreadable or has other columns than the first.
+        UsageError: `types` names an unknown type or column.
+    """
+    formats = sorted({source.format for source in sources})
+    if len(formats) > 1:
+        raise UsageError(f"inputs are of several formats: {', '.join(formats)}", "score one at a time")
+    module = _module(formats[0])
+    every = max(1, len(sources) // _SAMPLED_FILES)
+    sampled = list(sources) if infer == "full" else list(sources[::every])
+    found: Look = module.look(sources, sampled, infer, types)
+    return found
+
+
+def drift(first: str, expected: Sequence[str], path: str, names: Sequence[str]) -> DataError | None:
+    """Return the error for a file whose columns differ from the first file's, or None."""
+    if list(names) == list(expected):
+        return None
+    missing = [n for n in expected if n not in names]
+    extra = [n for n in names if n not in expected]
+    what = [f"no column {', '.join(missing)}"] if missing else []
+    what += [f"a column {', '.join(extra)} more"] if extra else []
+    differs = " and ".join(what) or "the same columns in another order"
+    return DataError(f"{path}: has {differs} than {first}", "score files of one layout at a time")
+
+
+# -- which partitions -------------------------------------------------------------------------
+
+
+def partitions(sources: Sequence[Source], found: Look, target_bytes: int) -> tuple[Partition, ...]:
+    """Cut files into partitions of about `target_bytes`: big files apart, small ones together."""
+    groups: list[list[Slice]] = [[]]
+    size = 0
+    for source in sources:
+        for part in _module(source.format).split(source, found, target_bytes):
+            if groups[-1] and size + part.size_bytes > target_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(part)
+            size += part.size_bytes
+    return tuple(Partition(index=i, slices=tuple(s)) for i, s in enumerate(g for g in groups if g))
+
+
+def whole(sources: Sequence[Source], found: Look) -> tuple[Partition, ...]:
+    """Return one partition that reads everything in order."""
+    slices = [s for src in sources for s in _module(src.format).split(src, found, OPEN_END)]
+    return (Partition(index=0, slices=tuple(slices)),)
+
+
+def settled(partitions: Sequence[Partition]) -> list[Partition]:
+    """Replace guessed starts by exact ones, by reading the files once for their record ends.
+
+    For a lazy frame, whose partitions nobody compares afterwards.
+    """
+    ends: dict[str, int] = {}
+    settled: list[Partition] = []
+    for partition in partitions:
+        slices = []
+        for part in partition.slices:
+            start = part.start if part.exact else ends[part.path]
+            found = part.model_copy(update={"start": start, "exact": True})
+            slices.append(found)
+            if part.format != "parquet":
+                ends[part.path] = _module(part.format).extent(found).stop
+        settled.append(partition.model_copy(update={"slices": tuple(slices)}))
+    return settled
+
+
+# -- which rows -------------------------------------------------------------------------------
+
+
+def read(part: Slice, reading: Reading) -> Iterator[Item]:
+    """Read one slice: blocks and bad records in order, then its extent.
+
+    Raises:
+        DataError: The file is corrupt or truncated.
+    """
+    items: Iterator[Item] = _module(part.format).read(part, reading)
+    return items
+
+
+def line_of(place: Place, *, gzip: bool) -> int | None:
+    """Return the line (1 is the first) of a place in a text file; None for Parquet."""
+    if place.byte_offset is None:
+        return None
+    from batchserve.inputs import records
+
+    return records.count_lines(place.path, place.byte_offset, gzip=gzip)

@@ -1,0 +1,222 @@
+"""JSON lines: one object per line; a line end is always a record's end."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import json as pajson
+
+from batchserve.codec import number_or_none
+from batchserve.errors import DataError
+from batchserve.inputs import (
+    OPEN_END,
+    BadRecord,
+    Block,
+    Extent,
+    Item,
+    Look,
+    Reading,
+    Slice,
+    Source,
+    TypeMisfit,
+    records,
+)
+from batchserve.inputs.csv import named_types
+from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
+
+_REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
+_SAMPLE_BYTES = 1 << 20
+
+
+def record_starts(raw: bytes) -> list[int]:
+    """Return where each record of `raw` starts, blank lines left out as the reader does."""
+    starts, at = [], 0
+    for line in raw.splitlines(keepends=True):
+        if line.strip():
+            starts.append(at)
+        at += len(line)
+    return starts
+
+
+def look(
+    sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]
+) -> Look:
+    """Find the keys of all objects and the type each keeps.
+
+    Raises:
+        DataError: No object could be read.
+        UsageError: `types` names an unknown key or type.
+    """
+    del sources  # a key that a file lacks is null there: JSON has no header to compare
+    full = infer == "full"
+    texts = [chunk for source in sampled for chunk in _sample(source, full=full)]
+    tables = [table for text in texts for table in _inferred(text)]
+    if not tables:
+        path = sampled[0].path
+        raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
+    names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+    wanted = named_types(types, names)
+    merged = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+    kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
+    schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
+    return Look(schema, _rows(texts[0], schema))
+
+
+def _sample(source: Source, *, full: bool) -> Iterator[bytes]:
+    stop = OPEN_END if full else _SAMPLE_BYTES
+    part = _slice(source, 0, stop, exact=True)
+    for item in records.chunks(part, records.first_line, records.line_end_at, records.last_line_end):
+        if isinstance(item, records.Chunk) and item.raw.strip():
+            yield item.raw
+
+
+def _inferred(raw: bytes) -> Iterator[pa.Table]:
+    """Read lines with the types Arrow finds; where it refuses, halve down to single lines."""
+    try:
+        yield pajson.read_json(pa.BufferReader(raw), read_options=_whole(raw))
+    except _REFUSED:
+        starts = record_starts(raw)
+        if len(starts) > 1:
+            middle = starts[len(starts) // 2]
+            yield from _inferred(raw[:middle])
+            yield from _inferred(raw[middle:])
+
+
+def _kept(kind: pa.DataType) -> pa.DataType:
+    """JSON has no dates: a text that looks like one stays the text it is."""
+    return pa.string() if pa.types.is_timestamp(kind) or pa.types.is_null(kind) else kind
+
+
+def _whole(raw: bytes) -> pajson.ReadOptions:
+    return pajson.ReadOptions(use_threads=False, block_size=len(raw) + 1)
+
+
+def _rows(raw: bytes, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
+    starts = [*record_starts(raw), len(raw)]
+    pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema)
+    good = [batch for _, _, batch in pieces if batch is not None]
+    return pa.Table.from_batches(good, schema).combine_chunks().to_batches()[0] if good else _none(schema)
+
+
+def _none(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=schema)
+
+
+def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: int = 0) -> Slice:
+    return Slice(
+        path=source.path, format="jsonl", gzip=source.gzip, start=start, stop=stop, exact=exact,
+        size_bytes=size_bytes,
+    )  # fmt: skip
+
+
+def split(source: Source, found: Look, target_bytes: int) -> list[Slice]:
+    """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
+    del found
+    count = 1 if source.gzip else max(1, -(-source.size_bytes // target_bytes))
+    edges = [source.size_bytes * i // count for i in range(count)]
+    size = source.size_bytes // count
+    stops = [*edges[1:], OPEN_END]
+    ranges = enumerate(zip(edges, stops, strict=True))
+    return [_slice(source, a, b, exact=i == 0, size_bytes=size) for i, (a, b) in ranges]
+
+
+def read(part: Slice, reading: Reading) -> Iterator[Item]:
+    """Read the lines of one range as typed rows.
+
+    Yields:
+        Blocks, and in their place the lines that cannot be read; at last the extent.
+    """
+    for item in records.chunks(part, records.first_line, records.line_end_at, records.last_line_end):
+        if isinstance(item, Extent):
+            yield item
+        elif isinstance(item, records.Endless):
+            place = Place(path=part.path, byte_offset=item.base)
+            yield _bad("PARSE", "", place, "", "this line does not end")
+        else:
+            yield from _blocks(item, part.path, reading)
+
+
+def extent(part: Slice) -> Extent:
+    """Return the exact extent of a slice whose start is exact."""
+    return records.extent(part, records.first_line, records.line_end_at, records.last_line_end)
+
+
+def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:
+    for start, stop, batch in _pieces(chunk.raw, reading.schema_):
+        raw, base = chunk.raw[start:stop], chunk.base + start
+        if batch is not None:
+            yield Block(batch.select(list(reading.columns)), path, base, raw, "jsonl")
+        else:
+            yield _explained(raw, Place(path=path, byte_offset=base), reading)
+
+
+def _pieces(
+    raw: bytes, schema: pa.Schema, start: int = 0
+) -> Iterator[tuple[int, int, pa.RecordBatch | None]]:
+    """Parse whole lines; where Arrow refuses, halve until only the guilty lines are left."""
+    if not raw.strip():
+        return
+    try:
+        yield start, start + len(raw), _parse(raw, schema)
+        return
+    except _REFUSED:
+        starts = record_starts(raw)
+    if len(starts) == 1:
+        yield start, start + len(raw), None
+        return
+    middle = starts[len(starts) // 2]
+    yield from _pieces(raw[:middle], schema, start)
+    yield from _pieces(raw[middle:], schema, start + middle)
+
+
+def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
+    options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    table = pajson.read_json(pa.BufferReader(raw), read_options=_whole(raw), parse_options=options)
+    table = table.select(schema.names).combine_chunks()
+    return pa.RecordBatch.from_arrays([c.chunk(0) for c in table.columns], schema=schema)
+
+
+def _explained(raw: bytes, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
+    """Say why Arrow refused one line."""
+    shown = raw[:RAW_CHARACTERS].decode("utf-8", "backslashreplace").strip()
+    try:
+        row = json.loads(raw)
+    except ValueError:
+        return _bad("PARSE", "", place, shown, "is no JSON")
+    if not isinstance(row, dict):
+        return _bad("PARSE", "", place, shown, "is no JSON object")
+    unknown = [key for key in row if key not in reading.schema_.names]
+    if unknown:
+        reason = f"key {', '.join(unknown)} was in no sampled line; --infer full reads every line"
+        return _bad("PARSE", unknown[0], place, shown, reason)
+    for name, value in row.items():
+        field = reading.schema_.field(name)
+        if _misfit(name, value, field):
+            return _judged(field, value, place, reading)
+    return _bad("PARSE", "", place, shown, "cannot be read")
+
+
+def _misfit(name: str, value: Any, field: pa.Field) -> bool:
+    try:
+        _parse(json.dumps({name: value}).encode() + b"\n", pa.schema([field]))
+    except _REFUSED:
+        return True
+    return False
+
+
+def _judged(
+    field: pa.Field, value: Any, place: Place, reading: Reading
+) -> BadRecord | TypeMisfit:
+    """Widen an integer column that meets a fraction; reject what no number can be."""
+    whole = pa.types.is_integer(field.type) and field.name not in reading.fixed
+    if whole and isinstance(value, float):
+        return TypeMisfit(field.name, place, str(value), becomes="double")
+    if field.name in reading.numeric and number_or_none(str(value)) is None:
+        return _bad("CAST", field.name, place, str(value), "is no number")
+    reason = f"is no {field.type}; --type {field.name}=TYPE or --infer full decides otherwise"
+    return _bad("CAST", field.name, place, str(value), reason)
+
+
+def _bad(kind: RejectClass, column: str, place: Place, value: str, reason: str) -> BadRecord:
+    return BadRecord(Reject(kind=kind, column=column, place=place, value=value, reason=reason))

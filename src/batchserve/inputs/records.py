@@ -1,0 +1,162 @@
+"""Text files as byte ranges cut at record boundaries; what CSV and JSONL share.
+
+A range need not start at a record: the reader looks for the first one, reads to the first
+record that starts at or after the range's stop, and reports both offsets exactly.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from batchserve.errors import DataError
+from batchserve.inputs import OPEN_END, Extent, Slice
+from batchserve.storage import translated
+
+BLOCK_BYTES = 4 << 20
+MAX_RECORD_BYTES = 256 << 20
+"""A record longer than this is taken for an unclosed quote."""
+
+Ends = Callable[[bytes, int], int]
+"""(text that starts at a record, least) -> the first record end at or after `least`, or -1."""
+LastEnd = Callable[[bytes], int]
+"""text that starts at a record -> the end of the last whole record, or -1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Whole records of a text file."""
+
+    base: int
+    """Byte offset of `raw` in the file."""
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Endless:
+    """A record that does not end: where it starts."""
+
+    base: int
+
+
+@contextmanager
+def opened(path: str, *, gzip: bool) -> Iterator[BinaryIO]:
+    """Open a text file, unpacking gzip.
+
+    Raises:
+        DataError: The gzip stream is damaged or cut off.
+    """
+    with translated(path):
+        if not gzip:
+            with Path(path).open("rb", buffering=0) as file:
+                yield cast("BinaryIO", file)
+            return
+        from isal import igzip
+
+        try:
+            with igzip.open(path, "rb") as unpacked:
+                yield cast("BinaryIO", unpacked)
+        except (EOFError, zlib.error, igzip.BadGzipFile, igzip.IsalError) as error:
+            message = f"{path}: the gzip stream is damaged or cut off ({error})"
+            raise DataError(message, "fetch or pack the file again") from error
+
+
+def read_exactly(file: BinaryIO, size: int) -> bytes:
+    """Read `size` bytes, fewer only at the end of the file."""
+    pieces = []
+    while size > 0 and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def chunks(
+    part: Slice, first: Callable[[BinaryIO, int], int], end_at: Ends, last_end: LastEnd
+) -> Iterator[Chunk | Endless | Extent]:
+    """Cut a slice into chunks of whole records, then give its extent.
+
+    Args:
+        part: The slice; its `start` is a record's start if `exact`.
+        first: Finds the first record that starts at or after an offset.
+        end_at: Finds a record's end.
+        last_end: Finds the last record's end.
+    """
+    with opened(part.path, gzip=part.gzip) as file:
+        start = part.start if part.exact else first(file, part.start)
+        if start >= part.stop:
+            yield Extent(start, start)
+            return
+        file.seek(start)
+        base, carry, state = start, b"", _MORE
+        while state == _MORE:
+            # Blocks grow with a record that does not end, so that it is not searched too often.
+            block = read_exactly(file, max(BLOCK_BYTES, len(carry)))
+            buffer = carry + block if carry else block
+            stop, state = _cut(buffer, part.stop - base, not block, end_at, last_end)
+            if stop:
+                yield Chunk(base, buffer[:stop] if stop < len(buffer) else buffer)
+            base, carry = base + stop, buffer[stop:]
+        if state == _ENDLESS:
+            yield Endless(base)
+        # Nothing after an endless record can be read: later slices of the file are empty.
+        yield Extent(start, OPEN_END if state == _ENDLESS else base)
+
+
+def extent(
+    part: Slice, first: Callable[[BinaryIO, int], int], end_at: Ends, last_end: LastEnd
+) -> Extent:
+    """Return the exact extent of a slice without reading its rows."""
+    items = chunks(part, first, end_at, last_end)
+    return next(item for item in items if isinstance(item, Extent))
+
+
+_MORE, _DONE, _ENDLESS = "more", "done", "endless"
+
+
+def _cut(
+    buffer: bytes, least: int, at_end: bool, end_at: Ends, last_end: LastEnd  # noqa: FBT001
+) -> tuple[int, str]:
+    """Return how many bytes of `buffer` are whole records of the slice, and what comes next."""
+    if len(buffer) >= least and (end := end_at(buffer, least)) >= 0:
+        return end, _DONE
+    whole = max(0, last_end(buffer))
+    if not at_end:
+        return whole, _MORE if len(buffer) - whole <= MAX_RECORD_BYTES else _ENDLESS
+    # The last record of a file needs no line end: lend it one to see whether it is whole.
+    rest = buffer[whole:]
+    if not rest or end_at(rest + b"\n", len(rest)) >= 0:
+        return len(buffer), _DONE
+    return whole, _ENDLESS
+
+
+def line_end_at(buffer: bytes, least: int) -> int:
+    """Return the first line end at or after `least`, or -1."""
+    return buffer.find(b"\n", max(0, least - 1)) + 1 or -1
+
+
+def last_line_end(buffer: bytes) -> int:
+    """Return the end of the last whole line, or -1."""
+    return buffer.rfind(b"\n") + 1 or -1
+
+
+def first_line(file: BinaryIO, target: int) -> int:
+    """Return the start of the first line at or after byte `target` (or the file's end)."""
+    file.seek(target - 1)
+    position = target - 1
+    while block := read_exactly(file, 1 << 16):
+        if (found := block.find(b"\n")) >= 0:
+            return position + found + 1
+        position += len(block)
+    return position
+
+
+def count_lines(path: str, offset: int, *, gzip: bool) -> int:
+    """Return the line, counted from 1, that byte `offset` of a text file is in."""
+    lines = 1
+    with opened(path, gzip=gzip) as file:
+        while offset > 0 and (block := read_exactly(file, min(BLOCK_BYTES, offset))):
+            lines += block.count(b"\n")
+            offset -= len(block)
+    return lines

@@ -1,0 +1,192 @@
+"""Writes one part and its receipt. The receipt is the commit: the first one linked wins."""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from batchserve import storage
+from batchserve.errors import StorageError
+from batchserve.rejects import Place, RejectGroup
+from batchserve.storage import translated
+
+ROW_GROUP_ROWS = 131_072
+ROW_GROUP_BYTES = 128 << 20
+"""A row group is closed at the first of the two, whatever the readers' batches are."""
+COMPRESSION = "snappy"
+
+PLAN_KEY = "batchserve.plan_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folder beside the output where parts and receipts wait to be published."""
+
+    path: str
+    plan_id: str
+    footer: tuple[tuple[str, str], ...]
+    """Key-values of every part's footer: the same for all, or parts could not be glued."""
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the workspace."""
+        return Path(self.path) / name
+
+
+class RowGroup(BaseModel, frozen=True):
+    """One row group, as the bytes it has in any file it is copied to."""
+
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+class Amendment(BaseModel, frozen=True):
+    """A column whose planned type does not hold a text that was met."""
+
+    column: str
+    becomes: str
+    place: Place
+    value: str
+
+
+class Facts(BaseModel, frozen=True):
+    """What scoring a partition found out, besides the part itself."""
+
+    rows_in: int
+    """Records read, rejected ones included."""
+    rows_rejected: int
+    bytes_in: int
+    extents: tuple[tuple[int, int], ...]
+    """Exact start and stop of every slice."""
+    nulls: dict[str, int]
+    """Nulls met per model column."""
+    rejects: tuple[RejectGroup, ...]
+    amendments: tuple[Amendment, ...]
+    seconds: dict[str, float]
+
+
+class Receipt(BaseModel, frozen=True):
+    """What a part says of itself. A part without a receipt is litter."""
+
+    partition: int
+    plan_id: str
+    part: str
+    """File name of the part in the workspace."""
+    rows_out: int
+    size_bytes: int
+    sha256: str
+    row_groups: tuple[RowGroup, ...]
+    facts: Facts
+
+
+def committed(workspace: Workspace, name: str) -> Receipt | None:
+    """Return the receipt of part `name`, or None if no attempt has committed it."""
+    path = workspace.file(f"{name}.json")
+    with translated(path):
+        text = path.read_bytes() if path.exists() else None
+    if text is None:
+        return None
+    try:
+        receipt = Receipt.model_validate_json(text)
+    except ValueError as error:
+        raise _damaged(path) from error
+    if receipt.plan_id != workspace.plan_id:
+        raise _damaged(path)
+    return receipt
+
+
+def _damaged(path: Path) -> StorageError:
+    return StorageError(f"{path}: is damaged", f"remove {path.parent} and run it again")
+
+
+class PartWriter:
+    """Collects rows into row groups of a new Parquet file."""
+
+    def __init__(self, workspace: Workspace, name: str, schema: pa.Schema) -> None:
+        self._workspace = workspace
+        self._name = name
+        self._schema = schema.with_metadata(dict(workspace.footer))
+        attempt = f"{name}.{uuid.uuid4().hex[:12]}.parquet"
+        self._sink = storage.create(workspace.file(attempt))
+        self._writer = pq.ParquetWriter(
+            self._sink, self._schema, compression=COMPRESSION, use_dictionary=_dictionaries(schema),
+            write_page_checksum=True,
+        )  # fmt: skip
+        self._sink.section_sha256()  # the magic bytes belong to no row group
+        self._offset = self._sink.size_bytes
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = self._pending_bytes = 0
+        self._row_groups: list[RowGroup] = []
+
+    def write(self, kept: pa.RecordBatch, predictions: Sequence[pa.Array]) -> None:
+        """Append rows: the columns that pass through, then the predictions."""
+        columns = [*kept.columns, *predictions]
+        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        self._pending_bytes += batch.nbytes
+        if self._pending_rows >= ROW_GROUP_ROWS or self._pending_bytes >= ROW_GROUP_BYTES:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        table = pa.Table.from_batches(self._pending, self._schema)
+        self._writer.write_table(table, row_group_size=table.num_rows)
+        size = self._sink.size_bytes - self._offset
+        digest = self._sink.section_sha256()
+        self._row_groups.append(RowGroup(rows=table.num_rows, size_bytes=size, sha256=digest))
+        self._offset = self._sink.size_bytes
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+
+    def finish(self) -> None:
+        """Write what is pending and the footer, and make the file durable."""
+        if self._pending_rows:
+            self._write_row_group()
+        self._writer.close()
+        self._sink.sync()
+
+    def commit(self, partition: int, facts: Facts) -> Receipt:
+        """Link the receipt of the finished part; if another attempt was first, return its own."""
+        receipt = Receipt(
+            partition=partition, plan_id=self._workspace.plan_id, part=self._sink.path.name,
+            rows_out=sum(group.rows for group in self._row_groups),
+            size_bytes=self._sink.size_bytes, sha256=self._sink.sha256(),
+            row_groups=tuple(self._row_groups), facts=facts,
+        )  # fmt: skip
+        temporary = self._workspace.file(f"{self._sink.path.stem}.json.tmp")
+        storage.write_durable(temporary, receipt.model_dump_json().encode())
+        if storage.link_first(temporary, self._workspace.file(f"{self._name}.json")):
+            return receipt
+        self._sink.discard()
+        return committed(self._workspace, self._name) or receipt
+
+    def discard(self) -> None:
+        """Remove the unfinished file, whatever state the writer is in."""
+        self._sink.discard()
+
+
+@contextmanager
+def open_part(workspace: Workspace, name: str, schema: pa.Schema) -> Iterator[PartWriter]:
+    """Open a new part; if the block fails before `commit`, nothing of it is left."""
+    with translated(workspace.path):
+        part = PartWriter(workspace, name, schema)
+        try:
+            yield part
+        except BaseException:
+            part.discard()
+            raise
+
+
+def _dictionaries(schema: pa.Schema) -> list[str]:
+    """Return the columns worth a dictionary: floats rarely repeat, and cost 4-5 times as much."""
+    return [f.name for f in schema if not (pa.types.is_floating(f.type) or pa.types.is_nested(f.type))]
+
+
+def merge_seconds(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Add up seconds per stage."""
+    stages = dict.fromkeys(stage for seconds in facts for stage in seconds)
+    return {stage: sum(seconds.get(stage, 0.0) for seconds in facts) for stage in stages}

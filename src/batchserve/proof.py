@@ -1,0 +1,106 @@
+"""Are rows independent? A batch scorer may only cut, pad and permute rows if they are.
+
+The first rows are run as they are, in another order, and beside an outlier and a NaN row; if
+any of their scores changes by a bit, the model mixes rows (dynamic quantisation takes its scale
+from the whole batch, a mean may run over the batch).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from batchserve.codec import Prediction
+from batchserve.errors import ModelError
+from batchserve.model import ModelSpec, Session, Tensor, operators
+from batchserve.scoring import padded
+
+_MIXERS = {
+    "DynamicQuantizeLinear": "takes its scale from the whole batch",
+    "DynamicQuantizeMatMul": "takes its scale from the whole batch",
+    "com.microsoft:DynamicQuantizeMatMul": "takes its scale from the whole batch",
+    "BatchNormalization": "may be in training mode",
+    **{
+        f"Reduce{kind}": "may reduce over the batch"
+        for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+    },
+    **{
+        name: "may run over the batch"
+        for name in ("CumSum", "Softmax", "LogSoftmax", "TopK", "ArgMax", "ArgMin", "Unique", "NonZero")
+    },
+}
+_OUTLIER = 1e6
+
+
+def prove(
+    spec: ModelSpec, session: Session, predictions: Sequence[Prediction], tensors: dict[str, Tensor],
+    batch_rows: int,
+) -> None:  # fmt: skip
+    """Check on real rows that no row's scores depend on the other rows of its batch.
+
+    Args:
+        spec: The model's file, to name the operators at fault.
+        session: The model.
+        predictions: The outputs to compare.
+        tensors: The first rows of the job, at least one and at most `batch_rows` are used.
+        batch_rows: The batch dimension of every run.
+
+    Raises:
+        ModelError: A score changed; the operators that may be why are named.
+    """
+    names = [prediction.output for prediction in predictions]
+    batch = {name: padded(tensor[:batch_rows], batch_rows) for name, tensor in tensors.items()}
+    plain = [_comparable(values) for values in session.run(names, batch)]
+    for what, variant, rows in _variants(batch, batch_rows):
+        try:
+            scores = session.run(names, variant)
+        except ModelError:
+            if what == "in another order":
+                raise
+            continue  # an outlier may be refused: that says nothing of its neighbours
+        for name, before, after in zip(names, plain, map(_comparable, scores), strict=True):
+            if not _equal(before[rows], after[: len(rows)]):
+                raise _mixed(spec, name, what)
+
+
+def _variants(batch: dict[str, Tensor], rows: int) -> list[tuple[str, dict[str, Tensor], Any]]:
+    order = np.random.default_rng(0).permutation(rows)
+    permuted = {name: tensor[order] for name, tensor in batch.items()}
+    most = np.arange(rows - 1)
+    return [
+        ("in another order", permuted, order),
+        ("beside an outlier", {n: _last(t, _OUTLIER) for n, t in batch.items()}, most),
+        ("beside a NaN", {n: _last(t, np.nan) for n, t in batch.items()}, most),
+    ]
+
+
+def _last(tensor: Tensor, value: float) -> Tensor:
+    """Put `value` into the last row of a float tensor."""
+    if tensor.dtype.kind != "f" or len(tensor) == 1:
+        return tensor
+    changed = tensor.copy()
+    with np.errstate(over="ignore"):
+        changed[-1] = np.asarray(value).astype(tensor.dtype)
+    return changed
+
+
+def _comparable(values: Any) -> Tensor:
+    if isinstance(values, list):
+        return np.array([list(row.values()) if isinstance(row, dict) else row for row in values])
+    return np.asarray(values)
+
+
+def _equal(before: Tensor, after: Tensor) -> bool:
+    if before.dtype.kind in "fc":
+        return np.array_equal(before, after, equal_nan=True)
+    return np.array_equal(before, after)
+
+
+def _mixed(spec: ModelSpec, output: str, what: str) -> ModelError:
+    suspects = [f"{op} ({_MIXERS[op]})" for op in operators(spec.path) if op in _MIXERS]
+    because = f"; its graph has {', '.join(suspects)}" if suspects else ""
+    return ModelError(
+        f"{spec.path}: scores of {output} change when rows stand {what}{because}",
+        "a score would depend on how the input was split: export a model whose rows are "
+        "independent, or accept it with --rows-depend",
+    )
