@@ -4,8 +4,9 @@ Importing this package loads nothing heavy; each name is imported at its first u
 
 Example:
     >>> import batchserve as bs
-    >>> report = bs.score("examples/iris/iris.csv", "iris.parquet",
-    ...                   model="examples/iris/model.onnx", overwrite=True)
+    >>> report = bs.score(
+    ...     "examples/iris/iris.csv", "iris.parquet", model="examples/iris/model.onnx", overwrite=True
+    ... )
     >>> report.rows
     150
 """
@@ -15,10 +16,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchserve.api import plan, score, scored
     from batchserve.errors import BatchserveError
     from batchserve.frames import Model
     from batchserve.job import Report
-    from batchserve.api import plan, score, scored
     from batchserve.planning import Plan
 
 __all__ = ["BatchserveError", "Model", "Plan", "Report", "plan", "score", "scored"]

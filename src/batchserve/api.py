@@ -83,9 +83,7 @@ def plan(
     return Preview(made, target)
 
 
-def scored(
-    inputs: Paths, *, config: Path | None = None, **options: Unpack[Options]
-) -> "dd.DataFrame":
+def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Options]) -> "dd.DataFrame":
     """Return a lazy Dask dataframe of the files' rows with their predictions.
 
     Columns are Arrow-backed, so that integers with nulls stay integers. Nothing is written.

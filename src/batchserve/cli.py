@@ -37,9 +37,7 @@ Inputs = Annotated[list[str], typer.Argument(help="Files, globs or folders, in o
 Output = Annotated[
     str, typer.Argument(help="A .parquet file; no suffix or a / at the end makes a folder of parts.")
 ]
-ModelPath = Annotated[
-    str | None, _option(_MODEL, "--model", "-m", text="The ONNX model.", metavar="PATH")
-]
+ModelPath = Annotated[str | None, _option(_MODEL, "--model", "-m", text="The ONNX model.", metavar="PATH")]
 Features = Annotated[
     list[str] | None,
     _option(_MODEL, "--features", text="Columns of a wide input, in order.", metavar="A,B"),
@@ -70,9 +68,7 @@ OnNull = Annotated[
         metavar="[COL:]RULE",
     ),
 ]  # fmt: skip
-Limit = Annotated[
-    int | None, _option(_ROWS, "--limit", text="Read only the first N records.", metavar="N")
-]
+Limit = Annotated[int | None, _option(_ROWS, "--limit", text="Read only the first N records.", metavar="N")]
 Type = Annotated[
     list[str] | None,
     _option(_FILES, "--type", text="The type of a column of a text file.", metavar="COL=TYPE"),
@@ -106,9 +102,7 @@ Json = Annotated[
 Quiet = Annotated[bool | None, _option(_SEE, "--quiet", "-q", text="Say nothing but errors.")]
 Verbose = Annotated[bool | None, _option(_SEE, "--verbose", "-v", text="Say more.")]
 NoProgress = Annotated[bool | None, _option(_SEE, "--no-progress", text="No progress line.")]
-Dashboard = Annotated[
-    bool | None, _option(_SEE, "--dashboard", text="Serve Dask's dashboard on loopback.")
-]
+Dashboard = Annotated[bool | None, _option(_SEE, "--dashboard", text="Serve Dask's dashboard on loopback.")]
 Config = Annotated[
     str | None,
     _option(_SEE, "--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
@@ -290,7 +284,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show versions and providers."),
-    ] = False,  # noqa: FBT002
+    ] = False,
 ) -> None:
     del version
 

@@ -65,9 +65,7 @@ def active_client() -> "Client | None":
 
 
 @contextmanager
-def opened(
-    given: Any, scheduler: str | None, workers: int | None, *, dashboard: bool
-) -> Iterator[Engine]:
+def opened(given: Any, scheduler: str | None, workers: int | None, *, dashboard: bool) -> Iterator[Engine]:
     """Use the cluster given, else the scheduler, else the active client, else open our own.
 
     Only what was opened here is closed.

@@ -184,8 +184,7 @@ def stored_features(signature: Signature) -> tuple[str, ...]:
     """Return the column list stored in the model's metadata, or nothing.
 
     Example:
-        >>> stored_features(Signature(inputs=(), outputs=(),
-        ...                           metadata={"batchserve.features": '["a", "b"]'}))
+        >>> stored_features(Signature(inputs=(), outputs=(), metadata={"batchserve.features": '["a", "b"]'}))
         ('a', 'b')
     """
     text = signature.metadata.get(FEATURES_KEY, "").strip()
@@ -323,9 +322,7 @@ class Encoded:
         return Encoded(pa.concat_batches([self.kept, other.kept]), tensors)
 
 
-def encode(
-    batch: pa.RecordBatch, binding: Binding, keep: Sequence[str]
-) -> tuple[Encoded, list[Misfit]]:
+def encode(batch: pa.RecordBatch, binding: Binding, keep: Sequence[str]) -> tuple[Encoded, list[Misfit]]:
     """Turn columns into tensors.
 
     Args:
@@ -554,5 +551,3 @@ def _value_dtype(values: list[dict[Any, Any]]) -> type[Any]:
     # onnxruntime hands a map's tensor(float) values out as Python floats.
     first = next(iter(values[0].values()), 0.0)
     return np.float32 if isinstance(first, float) else type(first)
-
-

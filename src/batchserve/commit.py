@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pq_glue
 import pyarrow as pa
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from batchserve import outputs, planning, storage
-from batchserve.errors import BatchserveError, DataError, OutputError, StorageError, UsageError, raise_all
+from batchserve.errors import OutputError, StorageError, UsageError
 from batchserve.inputs import Partition, Source
 from batchserve.outputs import PLAN_KEY, Amendment, Receipt, RowGroup, Workspace
 from batchserve.planning import Plan
@@ -245,9 +245,7 @@ def misguessed(partitions: Sequence[Partition], receipts: dict[int, Receipt]) ->
     return None
 
 
-def amendments(
-    partitions: Sequence[Partition], receipts: dict[int, Receipt]
-) -> dict[str, Amendment]:
+def amendments(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> dict[str, Amendment]:
     """Return the column types that must be amended, as far as receipts can be trusted yet.
 
     A partition that began at a wrong guess may have met nonsense: only those count that follow

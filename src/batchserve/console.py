@@ -103,7 +103,8 @@ class Screen:
 
     def close(self) -> None:
         """Take the progress line away."""
-        self._bar.stop()
+        if self._live:
+            self._bar.stop()
 
     def error(self, error: BatchserveError) -> None:
         """Show what is wrong and what to do about it."""

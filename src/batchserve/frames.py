@@ -1,7 +1,6 @@
 """The same binding and session on a frame the caller holds, and the lazy frame of scored rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,8 +40,9 @@ class Model:
     Example:
         >>> import batchserve as bs, pandas as pd
         >>> model = bs.Model("examples/iris/model.onnx")
-        >>> rows = pd.DataFrame({"sepal_length": [5.1], "sepal_width": [3.5],
-        ...                      "petal_length": [1.4], "petal_width": [0.2]})
+        >>> rows = pd.DataFrame(
+        ...     {"sepal_length": [5.1], "sepal_width": [3.5], "petal_length": [1.4], "petal_width": [0.2]}
+        ... )
         >>> model.predict(rows)["label"].tolist()
         ['setosa']
     """
@@ -170,9 +170,7 @@ def scored(made: Plan) -> "dd.DataFrame":
 
     meta = _pandas(made.recipe.schema_.empty_table())
     exact = inputs.settled(made.partitions)
-    frame: dd.DataFrame = dd.from_map(
-        read_scored, exact, recipe=made.recipe, meta=meta, label="scored", token=made.plan_id
-    )
+    frame: dd.DataFrame = dd.from_map(read_scored, exact, recipe=made.recipe, meta=meta, label="scored")
     return frame
 
 

@@ -35,8 +35,12 @@ RECEIPT_META = pd.DataFrame(
 """Columns of the dataframe of receipts; `receipt` is the whole of it as JSON."""
 
 
-def describe(partition: Partition) -> pd.DataFrame:
-    """Return a partition's descriptor as a frame of one row."""
+def describe(partition: Partition, run_id: str) -> pd.DataFrame:
+    """Return a partition's descriptor as a frame of one row.
+
+    `run_id` makes the key its own: two equal graphs on one scheduler would be merged.
+    """
+    del run_id
     return pd.DataFrame({"descriptor": pd.Series([partition.model_dump_json()], dtype=object)})
 
 
@@ -44,9 +48,7 @@ def score_descriptors(frame: pd.DataFrame, recipe: Recipe, workspace: Workspace)
     """Score the partitions that a frame of descriptors names; give their receipts."""
     partitions = [Partition.model_validate_json(text) for text in frame["descriptor"]]
     receipts = [scoring.score_partition(p, recipe, workspace) for p in partitions]
-    rows = [
-        (r.partition, r.facts.rows_in, r.rows_out, r.size_bytes, r.model_dump_json()) for r in receipts
-    ]
+    rows = [(r.partition, r.facts.rows_in, r.rows_out, r.size_bytes, r.model_dump_json()) for r in receipts]
     return pd.DataFrame(rows, columns=list(RECEIPT_META.columns)).astype(RECEIPT_META.dtypes)
 
 
@@ -59,13 +61,11 @@ def receipts(
         partitions: What to score.
         recipe: How.
         workspace: Where parts and receipts go.
-        run_id: Made part of every key: two equal graphs on one scheduler would be merged.
+        run_id: Made part of every key.
     """
     import dask.dataframe as dd
 
-    described = dd.from_map(
-        describe, list(partitions), meta=DESCRIPTOR_META, label=f"describe-{run_id}", token=run_id
-    )
+    described = dd.from_map(describe, list(partitions), run_id=run_id, meta=DESCRIPTOR_META, label="describe")
     frame: dd.DataFrame = described.map_partitions(
         score_descriptors, recipe=recipe, workspace=workspace, meta=RECEIPT_META
     )

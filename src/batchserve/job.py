@@ -93,9 +93,7 @@ def plan(
     sources = problems.attempt(lambda: _resolved(given), [])
     found = None
     if output is not None:
-        found = problems.attempt(
-            lambda: commit.target(output, given, sources, overwrite=job.overwrite), None
-        )
+        found = problems.attempt(lambda: commit.target(output, given, sources, overwrite=job.overwrite), None)
     types = dict(job.type) | {name: a.becomes for name, a in (amended or {}).items()}
     made = planning.make(job, sources, problems, types)
     if found:
@@ -109,9 +107,7 @@ def _resolved(given: Sequence[str]) -> list[Source]:
     return inputs.resolve(given)
 
 
-def score(
-    job: Job, given: Sequence[str], output: str, listener: Listener, cluster: Any = None
-) -> Report:
+def score(job: Job, given: Sequence[str], output: str, listener: Listener, cluster: Any = None) -> Report:
     """Score files into one output: the story of a whole job.
 
     Args:
@@ -177,9 +173,7 @@ class _Runner:
 
 
 @contextmanager
-def _runner(
-    job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any
-) -> Iterator[_Runner]:
+def _runner(job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any) -> Iterator[_Runner]:
     """Score one partition in this process, without importing Dask; several on a cluster."""
     if runs_in_place(job, made, cluster):
         yield _Runner(partial(_in_place, made, space), 1, in_place=True)
@@ -204,9 +198,7 @@ def _in_place(made: Plan, space: Workspace, partitions: Sequence[Partition]) -> 
     return (scoring.score_partition(p, made.recipe, space) for p in partitions)
 
 
-def _collected(
-    made: Plan, space: Workspace, runner: _Runner, listener: Listener
-) -> dict[int, Receipt]:
+def _collected(made: Plan, space: Workspace, runner: _Runner, listener: Listener) -> dict[int, Receipt]:
     """Gather every partition's receipt; those that began at a wrong guess are scored again."""
     receipts = {receipt.partition: receipt for receipt in commit.done(space, made.partitions)}
     todo = [p for p in made.partitions if p.index not in receipts]

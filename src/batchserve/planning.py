@@ -113,9 +113,7 @@ def _named_model(job: Job) -> ModelSpec:
     return identify(job.model)
 
 
-def recipe_for(
-    job: Job, spec: ModelSpec, look: Look, fixed: frozenset[str] = frozenset()
-) -> Recipe:
+def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: frozenset[str] = frozenset()) -> Recipe:
     """Bind a model to columns, see what it gives, and prove that its rows are independent.
 
     Args:

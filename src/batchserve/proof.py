@@ -24,10 +24,10 @@ _MIXERS = {
         f"Reduce{kind}": "may reduce over the batch"
         for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
     },
-    **{
-        name: "may run over the batch"
-        for name in ("CumSum", "Softmax", "LogSoftmax", "TopK", "ArgMax", "ArgMin", "Unique", "NonZero")
-    },
+    **dict.fromkeys(
+        ("CumSum", "Softmax", "LogSoftmax", "TopK", "ArgMax", "ArgMin", "Unique", "NonZero"),
+        "may run over the batch",
+    ),
 }
 _OUTLIER = 1e6
 

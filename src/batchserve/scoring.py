@@ -1,6 +1,6 @@
 """score_partition(): the one function a worker runs. It knows nothing of Dask or terminals.
 
-    read -> bind -> run -> encode -> write part -> receipt
+read -> bind -> run -> encode -> write part -> receipt
 """
 
 import time

@@ -470,7 +470,9 @@ def _misfit(value: str, kind: pa.DataType) -> bool:
     return False
 
 
-def _judged(name: str, kind: pa.DataType, value: str, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
+def _judged(
+    name: str, kind: pa.DataType, value: str, place: Place, reading: Reading
+) -> BadRecord | TypeMisfit:
     """Reject a text where a number is needed or the user set the type; else amend the plan."""
     if name in reading.fixed:
         return _bad("CAST", name, place, value, f"is no {kind}, the type that --type gave")

@@ -39,9 +39,7 @@ def record_starts(raw: bytes) -> list[int]:
     return starts
 
 
-def look(
-    sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]
-) -> Look:
+def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]) -> Look:
     """Find the keys of all objects and the type each keeps.
 
     Raises:
@@ -205,9 +203,7 @@ def _misfit(name: str, value: Any, field: pa.Field) -> bool:
     return False
 
 
-def _judged(
-    field: pa.Field, value: Any, place: Place, reading: Reading
-) -> BadRecord | TypeMisfit:
+def _judged(field: pa.Field, value: Any, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
     """Widen an integer column that meets a fraction; reject what no number can be."""
     whole = pa.types.is_integer(field.type) and field.name not in reading.fixed
     if whole and isinstance(value, float):

@@ -30,9 +30,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{path}: is damaged or cut off ({error})", "fetch the file again") from error
 
 
-def look(
-    sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]
-) -> Look:
+def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]) -> Look:
     """Read every footer: the columns, their types, some rows.
 
     Raises:
@@ -65,9 +63,7 @@ def _differs(first: str, expected: pa.Schema, path: str, schema: pa.Schema) -> B
     problem = drift(first, expected.names, path, schema.names)
     if problem or schema.equals(expected):
         return problem
-    changed = [
-        f"{a.name} is {b.type}, not {a.type}" for a, b in zip(expected, schema, strict=True) if a != b
-    ]
+    changed = [f"{a.name} is {b.type}, not {a.type}" for a, b in zip(expected, schema, strict=True) if a != b]
     return DataError(f"{path}: column {', '.join(changed)} as in {first}", "convert one of them")
 
 

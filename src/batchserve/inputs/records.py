@@ -104,9 +104,7 @@ def chunks(
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
 
-def extent(
-    part: Slice, first: Callable[[BinaryIO, int], int], end_at: Ends, last_end: LastEnd
-) -> Extent:
+def extent(part: Slice, first: Callable[[BinaryIO, int], int], end_at: Ends, last_end: LastEnd) -> Extent:
     """Return the exact extent of a slice without reading its rows."""
     items = chunks(part, first, end_at, last_end)
     return next(item for item in items if isinstance(item, Extent))
@@ -116,7 +114,11 @@ _MORE, _DONE, _ENDLESS = "more", "done", "endless"
 
 
 def _cut(
-    buffer: bytes, least: int, at_end: bool, end_at: Ends, last_end: LastEnd  # noqa: FBT001
+    buffer: bytes,
+    least: int,
+    at_end: bool,
+    end_at: Ends,
+    last_end: LastEnd,
 ) -> tuple[int, str]:
     """Return how many bytes of `buffer` are whole records of the slice, and what comes next."""
     if len(buffer) >= least and (end := end_at(buffer, least)) >= 0:

