@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from batchserve import config as configuration
 from batchserve import frames, job
-from batchserve.commit import Target
 from batchserve.config import Options
 from batchserve.errors import UsageError
 from batchserve.events import Listener, Silent
 from batchserve.job import Report
 from batchserve.outputs import Workspace
 from batchserve.planning import Plan, footer
+from batchserve.target import Target
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -157,4 +157,5 @@ def _text(path: Path | None) -> str | None:
 
 def _flags(options: Options) -> dict[str, Any]:
     given = {key: value for key, value in options.items() if value is not None}
-    return given | ({"model": fspath(options["model"])} if options.get("model") else {})
+    model = options.get("model")
+    return given | ({"model": fspath(model)} if model else {})

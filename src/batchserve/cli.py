@@ -111,7 +111,7 @@ Debug = Annotated[bool | None, _option(_SEE, "--debug", text="Show tracebacks.")
 
 
 @app.command()
-def score(  # noqa: PLR0913  one parameter per flag
+def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     inputs: Inputs,
     output: Output,
@@ -147,7 +147,7 @@ def score(  # noqa: PLR0913  one parameter per flag
 
 
 @app.command()
-def plan(  # noqa: PLR0913  one parameter per flag
+def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     inputs: Inputs,
     model: ModelPath = None,

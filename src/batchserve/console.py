@@ -25,11 +25,11 @@ _PLAIN_EVERY_S = 10.0
 
 
 def printable(text: str) -> str:
-    """Escape control characters: a file name must not be able to drive a terminal.
+    r"""Escape control characters: a file name must not be able to drive a terminal.
 
     Example:
-        >>> printable("a\\x1b[31mb")
-        'a\\\\x1b[31mb'
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
     """
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
@@ -162,9 +162,9 @@ def summary_lines(report: Report) -> list[str]:
     stages = receipt.seconds
     busy = max(sum(stages.values()), 1e-9)
     shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in stages.items())
+    sizes = f"{human_bytes(report.bytes_in)} in, {human_bytes(report.size_bytes)} out"
     lines = [
-        f"{report.path}: {report.rows:,} rows from {source} "
-        f"({human_bytes(report.bytes_in)} in, {human_bytes(report.size_bytes)} out)",
+        f"{report.path}: {report.rows:,} rows from {source} ({sizes})",
         f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
     ]
     nulls = [f"{column} {count:,}" for column, count in receipt.nulls.items() if count]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from batchserve import codec, inputs, planning, scoring
-from batchserve.codec import Wish
+from batchserve import binding, codec, inputs, planning, scoring
+from batchserve.binding import Wish
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError
 from batchserve.inputs import Look, Partition
@@ -87,7 +87,8 @@ class Model:
 
     def _pandas(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        return self._table(table).to_pandas().set_index(frame.index)
+        predicted: pd.DataFrame = self._table(table).to_pandas().set_index(frame.index)
+        return predicted
 
     def _polars(self, frame: Any) -> Any:
         import polars as pl
@@ -118,7 +119,7 @@ class Model:
     def _needed(self, table: pa.Table) -> pa.Table:
         """Leave out columns the model does not read, unless one it reads is missing."""
         wish = Wish(features=self._job.features, map=self._job.map)
-        names = codec.wanted_columns(self.signature, wish)
+        names = binding.wanted_columns(self.signature, wish)
         return table.select(names) if set(names) <= set(table.column_names) else table
 
     def __repr__(self) -> str:
@@ -196,7 +197,8 @@ def read_scored(partition: Partition, recipe: Recipe) -> "pd.DataFrame":
 def _pandas(table: pa.Table) -> "pd.DataFrame":
     import pandas as pd
 
-    return table.to_pandas(types_mapper=pd.ArrowDtype)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
+    return frame
 
 
 def described(path: str) -> dict[str, str]:

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from batchserve import commit, events, inputs, planning, scoring
-from batchserve.codec import Feed
-from batchserve.commit import OutputReceipt, Target
+from batchserve import commit, events, inputs, planning, scoring, target
+from batchserve.binding import Feed
+from batchserve.commit import OutputReceipt
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError
 from batchserve.events import Listener
-from batchserve.inputs import Partition, Source
+from batchserve.inputs import Partition, Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan, Problems
 from batchserve.rejects import Place, Reject, RejectGroup, merged
+from batchserve.target import Target
 
 Amended = dict[str, Amendment]
 
@@ -90,21 +91,22 @@ def plan(
         BatchserveError: Every problem found, at once.
     """
     problems = Problems()
-    sources = problems.attempt(lambda: _resolved(given), [])
+    nothing: list[Source] = []
+    sources = problems.attempt(lambda: _resolved(given), nothing)
     found = None
     if output is not None:
-        found = problems.attempt(lambda: commit.target(output, given, sources, overwrite=job.overwrite), None)
+        found = problems.attempt(lambda: target.locate(output, given, sources, overwrite=job.overwrite), None)
     types = dict(job.type) | {name: a.becomes for name, a in (amended or {}).items()}
     made = planning.make(job, sources, problems, types)
     if found:
-        commit.check_not_like_input(found, made)
+        target.check_not_like_input(found, made)
     return made, found
 
 
 def _resolved(given: Sequence[str]) -> list[Source]:
     if not given:
         raise UsageError("no input is named", "say which files to score")
-    return inputs.resolve(given)
+    return files.resolve(given)
 
 
 def score(job: Job, given: Sequence[str], output: str, listener: Listener, cluster: Any = None) -> Report:
@@ -281,7 +283,7 @@ def _shortest(path: str) -> str:
 def _report(
     made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt, seconds: float, amended: Amended
 ) -> Report:
-    files = [p for p in found.path.rglob("*.parquet")] if found.dataset else [found.path]
+    files = list(found.path.rglob("*.parquet")) if found.dataset else [found.path]
     return Report(
         path=_shortest(str(found.path)), receipt=receipt, partitions=len(made.partitions),
         workers=outcome.workers, in_place=outcome.in_place, seconds=seconds,

@@ -60,9 +60,8 @@ class Signature(BaseModel, frozen=True):
     @property
     def fixed_batch(self) -> int | None:
         """The batch size fixed in the model, or None when any size will do."""
-        fixed = {port.shape[0] for port in self.inputs if port.shape and isinstance(port.shape[0], int)}
-        sizes = [size for size in fixed if isinstance(size, int)]
-        return max(sizes) if sizes else None
+        sizes = [port.shape[0] for port in self.inputs if port.shape]
+        return max((size for size in sizes if isinstance(size, int)), default=None)
 
 
 class Session:

@@ -15,7 +15,8 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from batchserve import codec, inputs
-from batchserve.codec import Binding, Prediction, Wish
+from batchserve.binding import Binding, Wish
+from batchserve.codec import Prediction
 from batchserve.config import Job
 from batchserve.errors import BatchserveError, ModelError, UsageError, did_you_mean, raise_all
 from batchserve.inputs import Look, Partition, Reading, Source
@@ -98,7 +99,7 @@ def make(job: Job, sources: Sequence[Source], problems: Problems, types: dict[st
         look = problems.attempt(lambda: inputs.look(sources, infer=job.infer, types=types), empty)
     problems.check()
     recipe = recipe_for(job, spec, look, frozenset(types))
-    partitions = _partitions(job, sources, look)
+    partitions = _partitions(job, sources)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
         rows_depend=job.rows_depend, types=types,
@@ -128,10 +129,11 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: frozenset[str] = fr
     session = session_for(spec)
     signature = session.signature()
     problems = Problems()
+    none: tuple[str, ...] = ()
     wish = Wish(features=job.features, map=job.map, on_null=job.on_null)
-    binding = problems.attempt(lambda: codec.bind(signature, look.schema, wish), Binding(feeds=()))
-    names = problems.attempt(lambda: _outputs(job, signature), ())
-    keep = problems.attempt(lambda: _keep(job, look.schema.names), ())
+    binding = problems.attempt(lambda: binding.bind(signature, look.schema, wish), Binding(feeds=()))
+    names = problems.attempt(lambda: _outputs(job, signature), none)
+    keep = problems.attempt(lambda: _keep(job, look.schema.names), none)
     problems.check()
     batch_rows = _batch_rows(job, signature)
     tensors = _first_rows(look, binding, batch_rows)
@@ -243,12 +245,12 @@ def _schema(
     return pa.schema([*kept, *added])
 
 
-def _partitions(job: Job, sources: Sequence[Source], look: Look) -> tuple[Partition, ...]:
+def _partitions(job: Job, sources: Sequence[Source]) -> tuple[Partition, ...]:
     if job.limit is not None:
-        return inputs.whole(sources, look)  # the first N rows are found by reading on, not by splitting
+        return inputs.whole(sources)  # the first N rows are found by reading on, not by splitting
     total = sum(source.size_bytes for source in sources)
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
-    return inputs.partitions(sources, look, job.partition_size or aim)
+    return inputs.partitions(sources, job.partition_size or aim)
 
 
 def _versions() -> dict[str, str]:

@@ -15,17 +15,18 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from batchserve import codec, inputs, outputs
-from batchserve.codec import Binding, Encoded, Misfit, Prediction
+from batchserve.binding import Binding
+from batchserve.codec import Encoded, Misfit, Prediction
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Extent, Partition, Reading, TypeMisfit
 from batchserve.model import ModelSpec, Session, Tensor, session_for
 from batchserve.outputs import Amendment, Facts, Receipt, Workspace
 from batchserve.rejects import Reject, Rejects
 
 
-class Recipe(BaseModel, frozen=True):
+class Recipe(BaseModel):
     """Everything a worker must know to turn any partition into the same bytes."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     model: ModelSpec
     reading: Reading

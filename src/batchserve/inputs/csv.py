@@ -6,16 +6,13 @@ A quote opens a quoted text only at the start of a field; two quotes inside one 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pyarrow import csv as pacsv
 
 from batchserve.codec import NULL_TEXTS, number_or_none
-from batchserve.errors import BatchserveError, DataError, UsageError, did_you_mean, raise_all
+from batchserve.errors import DataError, raise_all
 from batchserve.inputs import (
     OPEN_END,
     BadRecord,
@@ -28,112 +25,17 @@ from batchserve.inputs import (
     Source,
     TypeMisfit,
     drift,
+    inference,
+    quotes,
     records,
 )
 from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
 
-_NEWLINE, _QUOTE, _COMMA = 10, 34, 44
+_QUOTE = b'"'
 _BOM = b"\xef\xbb\xbf"
 _MAX_HEADER_BYTES = 16 << 20
 _WINDOW_BYTES = 256 << 10
 _WINDOWS = 5
-
-TYPES: dict[str, pa.DataType] = {
-    "text": pa.string(), "string": pa.string(), "int64": pa.int64(), "int": pa.int64(),
-    "int32": pa.int32(), "double": pa.float64(), "float64": pa.float64(), "float": pa.float32(),
-    "float32": pa.float32(), "bool": pa.bool_(), "date": pa.date32(),
-    "timestamp": pa.timestamp("us"), "timestamptz": pa.timestamp("us", "UTC"),
-}  # fmt: skip
-"""The names `--type COLUMN=TYPE` knows."""
-
-_FIELD = rb'(?:"(?:[^"]++|"")*+"|(?!"))[^,\r\n]*+'
-_RECORD = re.compile(rb"(?:" + _FIELD + rb",)*+" + _FIELD + rb"(?:\r\n|\n|\r)")
-
-
-# -- record boundaries ------------------------------------------------------------------------
-
-
-def _ends(buffer: bytes) -> NDArray[np.int64]:
-    """Return the end of every record of `buffer`, which starts at a record and has quotes."""
-    data = np.frombuffer(buffer, np.uint8)
-    quotes = np.flatnonzero(data == _QUOTE)
-    if not _well_formed(data, quotes):
-        return np.array([m.end() for m in _RECORD.finditer(buffer)], np.int64)
-    newlines = np.flatnonzero(data == _NEWLINE)
-    outside = np.searchsorted(quotes, newlines) % 2 == 0
-    ends: NDArray[np.int64] = newlines[outside] + 1
-    return ends
-
-
-def _well_formed(data: NDArray[np.uint8], quotes: NDArray[np.int64]) -> bool:
-    """Whether every second quote opens a field or doubles the one before it.
-
-    Then counting quotes tells inside from outside exactly as Arrow's state machine does;
-    a stray quote in the middle of a field breaks the count and needs the slow way.
-    """
-    openers = quotes[::2]
-    before = data[openers[openers > 0] - 1]
-    return bool(np.isin(before, (_COMMA, _NEWLINE, 13, _QUOTE)).all())
-
-
-def end_at(buffer: bytes, least: int) -> int:
-    """Return the first record end at or after `least`, or -1.
-
-    Example:
-        >>> end_at(b'a,"x\\ny"\\nb,c\\n', 3)
-        8
-    """
-    if _QUOTE not in buffer:
-        return records.line_end_at(buffer, least)
-    ends = _ends(buffer)
-    found = ends[ends >= least]
-    return int(found[0]) if found.size else -1
-
-
-def last_end(buffer: bytes) -> int:
-    """Return the end of the last whole record, or -1."""
-    if _QUOTE not in buffer:
-        return records.last_line_end(buffer)
-    ends = _ends(buffer)
-    return int(ends[-1]) if ends.size else -1
-
-
-def record_starts(raw: bytes) -> list[int]:
-    """Return where each record of `raw` starts, blank lines left out as the reader does."""
-    matches = _RECORD.finditer(raw if raw.endswith((b"\n", b"\r")) else raw + b"\n")
-    return [m.start() for m in matches if m.group().strip(b"\r\n")]
-
-
-def first_record(file: BinaryIO, target: int) -> int:
-    """Guess the first record that starts at or after byte `target`.
-
-    Without a quote in the window the next line is it. With quotes, the target may lie inside a
-    quoted text: both readings are tried and the one whose quotes open and close fields wins.
-    A wrong guess is found when the partitions' extents are compared.
-    """
-    file.seek(target - 1)
-    window = records.read_exactly(file, _WINDOW_BYTES)
-    if _QUOTE not in window:
-        return records.first_line(file, target)
-    outside, inside = window, b'"' + window
-    shift = 0
-    if _faults(inside) < _faults(outside):
-        window, shift = inside, 1
-    # What precedes the first line end belongs to the record before.
-    end = end_at(window, 1 + shift)
-    return target - 1 + end - shift if end >= 0 else records.first_line(file, target)
-
-
-def _faults(window: bytes) -> int:
-    """Count quotes that neither open nor close a field, if `window` starts outside quotes."""
-    data = np.frombuffer(window, np.uint8)
-    quotes = np.flatnonzero(data == _QUOTE)
-    openers, closers = quotes[::2], quotes[1::2]
-    edges = (_COMMA, _NEWLINE, 13, _QUOTE)
-    bad_openers = ~np.isin(data[openers[openers > 0] - 1], edges)
-    bad_closers = ~np.isin(data[closers[closers < data.size - 1] + 1], edges)
-    return int(bad_openers.sum() + bad_closers.sum())
-
 
 # -- header and types -------------------------------------------------------------------------
 
@@ -146,7 +48,7 @@ def header(source: Source) -> tuple[list[str], int]:
     """
     with records.opened(source.path, gzip=source.gzip) as file:
         head = records.read_exactly(file, 1 << 16)
-        while head and end_at(head, 1) < 0 and len(head) < _MAX_HEADER_BYTES:
+        while head and quotes.end_at(head, 1) < 0 and len(head) < _MAX_HEADER_BYTES:
             more = records.read_exactly(file, 1 << 20)
             if not more:
                 break
@@ -156,7 +58,7 @@ def header(source: Source) -> tuple[list[str], int]:
     skip = len(_BOM) if head.startswith(_BOM) else 0
     body = head[skip:]
     blank = len(body) - len(body.lstrip(b"\r\n"))
-    end = end_at(body, blank + 1)
+    end = quotes.end_at(body, blank + 1)
     line = body[:end] if end >= 0 else body
     if not line.strip():
         raise DataError(f"{source.path}: is empty, without even a header", "remove it")
@@ -188,33 +90,15 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types
         UsageError: `types` names an unknown column or type.
     """
     headers = {source.path: header(source) for source in sources}
-    names, start = headers[sources[0].path]
+    names, _ = headers[sources[0].path]
     differ = [drift(sources[0].path, names, path, found) for path, (found, _) in headers.items()]
     raise_all([problem for problem in differ if problem])
-    wanted = named_types(types, names)
+    wanted = inference.named_types(types, names)
     texts = _sample(sampled, names, headers, full=infer == "full")
     columns = texts.columns
-    kinds = [wanted.get(n) or classify(c) for n, c in zip(names, columns, strict=True)]
+    kinds = [wanted.get(n) or inference.classify(c) for n, c in zip(names, columns, strict=True)]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _typed(texts, schema), start)
-
-
-def named_types(types: dict[str, str], names: Sequence[str]) -> dict[str, pa.DataType]:
-    """Return the Arrow types that `--type` asks for.
-
-    Raises:
-        UsageError: A column or a type is unknown.
-    """
-    problems: list[BatchserveError] = []
-    for column, kind in types.items():
-        if column not in names:
-            near = did_you_mean(column, names) or f"columns are: {', '.join(names)}"
-            problems.append(UsageError(f"--type {column}={kind}: no column {column}", near))
-        if kind not in TYPES:
-            near = did_you_mean(kind, TYPES) or f"types are: {', '.join(TYPES)}"
-            problems.append(UsageError(f"--type {column}={kind}: no type {kind}", near))
-    raise_all(problems)
-    return {column: TYPES[kind] for column, kind in types.items()}
+    return Look(schema, _typed(texts, schema))
 
 
 def _sample(
@@ -248,7 +132,7 @@ def _windows(source: Source, start: int, *, full: bool) -> Iterator[Slice]:
 
 
 def _chunks(part: Slice, most: int | None = None) -> Iterator[records.Chunk]:
-    for item in records.chunks(part, first_record, end_at, last_end):
+    for item in records.chunks(part, quotes.BOUNDARIES):
         if isinstance(item, records.Chunk):
             yield item
             most = most - 1 if most is not None else None
@@ -261,54 +145,6 @@ def _texts(raw: bytes, names: Sequence[str]) -> pa.Table:
     schema = pa.schema([pa.field(name, pa.string()) for name in names])
     pieces = _pieces(raw, schema, names)
     return pa.Table.from_batches([p.batch for p in pieces if p.batch is not None], schema)
-
-
-_INTEGER = r"^-?(0|[1-9][0-9]{0,18})$"
-_DOUBLE = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
-_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
-_TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
-_MAX_DIGITS = 17
-
-
-def classify(texts: pa.ChunkedArray) -> pa.DataType:
-    """Return the type a column of texts keeps; text where any other would change a text.
-
-    Example:
-        >>> classify(pa.chunked_array([["1", "", "20"]])), classify(pa.chunked_array([["007"]]))
-        (DataType(int64), DataType(string))
-    """
-    values = texts.filter(pc.invert(pc.is_in(texts, pa.array(NULL_TEXTS)))).combine_chunks()
-    if len(values) == 0:
-        return pa.string()
-    candidates: list[tuple[str, pa.DataType]] = [
-        (_INTEGER, pa.int64()), (_DOUBLE, pa.float64()), ("^(true|false)$", pa.bool_()),
-        (_DATE, pa.date32()), (_TIMESTAMP + "$", pa.timestamp("us")),
-        (_TIMESTAMP + "Z$", pa.timestamp("us", "UTC")),
-    ]  # fmt: skip
-    for pattern, kind in candidates:
-        if _all(pc.match_substring_regex(values, pattern)) and _faithful(values, kind):
-            return kind
-    return pa.string()
-
-
-def _all(flags: pa.BooleanArray) -> bool:
-    return bool(pc.all(flags).as_py())
-
-
-def _faithful(values: pa.StringArray, kind: pa.DataType) -> bool:
-    """Whether texts of the right pattern keep their value as `kind`."""
-    try:
-        typed = values.cast(kind)
-    except pa.ArrowInvalid:
-        return False  # 2^63, 30 February
-    if pa.types.is_integer(kind):
-        return _all(pc.equal(typed.cast(pa.string()), values))  # "-0" is no integer
-    if not pa.types.is_floating(kind):
-        return True
-    mantissa = pc.replace_substring_regex(values, r"[eE].*$", "")
-    digits = pc.ascii_ltrim(pc.replace_substring_regex(mantissa, r"[-.]", ""), characters="0")
-    short = pc.less_equal(pc.utf8_length(digits), _MAX_DIGITS)
-    return _all(pc.and_(short, pc.is_finite(typed)))
 
 
 def _typed(texts: pa.Table, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
@@ -334,7 +170,7 @@ def _cast_or_null(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 # -- ranges and rows --------------------------------------------------------------------------
 
 
-def split(source: Source, found: Look, target_bytes: int) -> list[Slice]:
+def split(source: Source, target_bytes: int) -> list[Slice]:
     """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
     _, start = header(source)
     size = max(0, source.size_bytes - start)
@@ -356,7 +192,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     Yields:
         Blocks, and in their place the records that cannot be read; at last the extent.
     """
-    for item in records.chunks(part, first_record, end_at, last_end):
+    for item in records.chunks(part, quotes.BOUNDARIES):
         if isinstance(item, Extent):
             yield item
         elif isinstance(item, records.Endless):
@@ -369,7 +205,12 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
 
 def extent(part: Slice) -> Extent:
     """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, first_record, end_at, last_end)
+    return records.extent(part, quotes.BOUNDARIES)
+
+
+def record_starts(raw: bytes) -> list[int]:
+    """Return where each record of `raw` starts, blank lines left out as the reader does."""
+    return quotes.record_starts(raw)
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:
@@ -397,7 +238,7 @@ def _pieces(raw: bytes, schema: pa.Schema, columns: Sequence[str]) -> Iterator[_
         yield _Piece(0, len(raw), _parse(raw, schema, columns))
         return
     except _REFUSED:
-        starts = record_starts(raw) or [0]
+        starts = quotes.record_starts(raw) or [0]
     yield from _halved(raw, [*starts, len(raw)], schema, columns)
 
 
@@ -439,7 +280,7 @@ def _empty_to_null(column: pa.Array) -> pa.Array:
     if not pa.types.is_string(column.type):
         return column
     filled = pc.not_equal(column, "")
-    if _all(filled):
+    if pc.all(filled).as_py():
         return column
     _, offsets, data = column.buffers()
     return pa.StringArray.from_buffers(len(column), offsets, data, filled.buffers()[1])

@@ -22,7 +22,7 @@ from batchserve.inputs import (
     TypeMisfit,
     records,
 )
-from batchserve.inputs.csv import named_types
+from batchserve.inputs.inference import named_types
 from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
 
 _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
@@ -64,7 +64,7 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types
 def _sample(source: Source, *, full: bool) -> Iterator[bytes]:
     stop = OPEN_END if full else _SAMPLE_BYTES
     part = _slice(source, 0, stop, exact=True)
-    for item in records.chunks(part, records.first_line, records.line_end_at, records.last_line_end):
+    for item in records.chunks(part, records.LINES):
         if isinstance(item, records.Chunk) and item.raw.strip():
             yield item.raw
 
@@ -108,9 +108,8 @@ def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: in
     )  # fmt: skip
 
 
-def split(source: Source, found: Look, target_bytes: int) -> list[Slice]:
+def split(source: Source, target_bytes: int) -> list[Slice]:
     """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
-    del found
     count = 1 if source.gzip else max(1, -(-source.size_bytes // target_bytes))
     edges = [source.size_bytes * i // count for i in range(count)]
     size = source.size_bytes // count
@@ -125,7 +124,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     Yields:
         Blocks, and in their place the lines that cannot be read; at last the extent.
     """
-    for item in records.chunks(part, records.first_line, records.line_end_at, records.last_line_end):
+    for item in records.chunks(part, records.LINES):
         if isinstance(item, Extent):
             yield item
         elif isinstance(item, records.Endless):
@@ -137,7 +136,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
 
 def extent(part: Slice) -> Extent:
     """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, records.first_line, records.line_end_at, records.last_line_end)
+    return records.extent(part, records.LINES)
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:

@@ -79,12 +79,11 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
-def split(source: Source, found: Look, target_bytes: int) -> list[Slice]:
+def split(source: Source, target_bytes: int) -> list[Slice]:
     """Cut a file between row groups into ranges of about `target_bytes`.
 
     Sizes are the unpacked bytes that the footer states: they follow the work, stored bytes do not.
     """
-    del found
     with _opened(source.path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     sizes = [(group.num_rows, group.total_byte_size) for group in groups]

@@ -19,10 +19,17 @@ BLOCK_BYTES = 4 << 20
 MAX_RECORD_BYTES = 256 << 20
 """A record longer than this is taken for an unclosed quote."""
 
-Ends = Callable[[bytes, int], int]
-"""(text that starts at a record, least) -> the first record end at or after `least`, or -1."""
-LastEnd = Callable[[bytes], int]
-"""text that starts at a record -> the end of the last whole record, or -1."""
+
+@dataclass(frozen=True, slots=True)
+class Boundaries:
+    """How a format's records are told apart."""
+
+    first: Callable[[BinaryIO, int], int]
+    """(file, target) -> the start of the first record at or after byte `target`; may be a guess."""
+    end_at: Callable[[bytes, int], int]
+    """(text that starts at a record, least) -> the first record end at or after `least`, or -1."""
+    last_end: Callable[[bytes], int]
+    """text that starts at a record -> the end of the last whole record, or -1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +79,10 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def chunks(
-    part: Slice, first: Callable[[BinaryIO, int], int], end_at: Ends, last_end: LastEnd
-) -> Iterator[Chunk | Endless | Extent]:
-    """Cut a slice into chunks of whole records, then give its extent.
-
-    Args:
-        part: The slice; its `start` is a record's start if `exact`.
-        first: Finds the first record that starts at or after an offset.
-        end_at: Finds a record's end.
-        last_end: Finds the last record's end.
-    """
+def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Extent]:
+    """Cut a slice into chunks of whole records, then give its extent."""
     with opened(part.path, gzip=part.gzip) as file:
-        start = part.start if part.exact else first(file, part.start)
+        start = part.start if part.exact else boundaries.first(file, part.start)
         if start >= part.stop:
             yield Extent(start, start)
             return
@@ -94,7 +92,7 @@ def chunks(
             # Blocks grow with a record that does not end, so that it is not searched too often.
             block = read_exactly(file, max(BLOCK_BYTES, len(carry)))
             buffer = carry + block if carry else block
-            stop, state = _cut(buffer, part.stop - base, not block, end_at, last_end)
+            stop, state = _cut(buffer, part.stop - base, boundaries, at_end=not block)
             if stop:
                 yield Chunk(base, buffer[:stop] if stop < len(buffer) else buffer)
             base, carry = base + stop, buffer[stop:]
@@ -104,31 +102,25 @@ def chunks(
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
 
-def extent(part: Slice, first: Callable[[BinaryIO, int], int], end_at: Ends, last_end: LastEnd) -> Extent:
+def extent(part: Slice, boundaries: Boundaries) -> Extent:
     """Return the exact extent of a slice without reading its rows."""
-    items = chunks(part, first, end_at, last_end)
+    items = chunks(part, boundaries)
     return next(item for item in items if isinstance(item, Extent))
 
 
 _MORE, _DONE, _ENDLESS = "more", "done", "endless"
 
 
-def _cut(
-    buffer: bytes,
-    least: int,
-    at_end: bool,
-    end_at: Ends,
-    last_end: LastEnd,
-) -> tuple[int, str]:
+def _cut(buffer: bytes, least: int, boundaries: Boundaries, *, at_end: bool) -> tuple[int, str]:
     """Return how many bytes of `buffer` are whole records of the slice, and what comes next."""
-    if len(buffer) >= least and (end := end_at(buffer, least)) >= 0:
+    if len(buffer) >= least and (end := boundaries.end_at(buffer, least)) >= 0:
         return end, _DONE
-    whole = max(0, last_end(buffer))
+    whole = max(0, boundaries.last_end(buffer))
     if not at_end:
         return whole, _MORE if len(buffer) - whole <= MAX_RECORD_BYTES else _ENDLESS
     # The last record of a file needs no line end: lend it one to see whether it is whole.
     rest = buffer[whole:]
-    if not rest or end_at(rest + b"\n", len(rest)) >= 0:
+    if not rest or boundaries.end_at(rest + b"\n", len(rest)) >= 0:
         return len(buffer), _DONE
     return whole, _ENDLESS
 
@@ -162,3 +154,7 @@ def count_lines(path: str, offset: int, *, gzip: bool) -> int:
             lines += block.count(b"\n")
             offset -= len(block)
     return lines
+
+
+LINES = Boundaries(first_line, line_end_at, last_line_end)
+"""Every line is a record."""

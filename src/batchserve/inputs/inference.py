@@ -1,0 +1,83 @@
+"""Which type a column of texts keeps: one that can be written back as the same text."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchserve.codec import NULL_TEXTS
+from batchserve.errors import BatchserveError, UsageError, did_you_mean, raise_all
+
+TYPES: dict[str, pa.DataType] = {
+    "text": pa.string(), "string": pa.string(), "int64": pa.int64(), "int": pa.int64(),
+    "int32": pa.int32(), "double": pa.float64(), "float64": pa.float64(), "float": pa.float32(),
+    "float32": pa.float32(), "bool": pa.bool_(), "date": pa.date32(),
+    "timestamp": pa.timestamp("us"), "timestamptz": pa.timestamp("us", "UTC"),
+}  # fmt: skip
+"""The names `--type COLUMN=TYPE` knows."""
+
+
+def named_types(types: dict[str, str], names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Return the Arrow types that `--type` asks for.
+
+    Raises:
+        UsageError: A column or a type is unknown.
+    """
+    problems: list[BatchserveError] = []
+    for column, kind in types.items():
+        if column not in names:
+            near = did_you_mean(column, names) or f"columns are: {', '.join(names)}"
+            problems.append(UsageError(f"--type {column}={kind}: no column {column}", near))
+        if kind not in TYPES:
+            near = did_you_mean(kind, TYPES) or f"types are: {', '.join(TYPES)}"
+            problems.append(UsageError(f"--type {column}={kind}: no type {kind}", near))
+    raise_all(problems)
+    return {column: TYPES[kind] for column, kind in types.items()}
+
+
+_INTEGER = r"^-?(0|[1-9][0-9]{0,18})$"
+_DOUBLE = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+_TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
+_MAX_DIGITS = 17
+
+
+def classify(texts: pa.ChunkedArray) -> pa.DataType:
+    """Return the type a column of texts keeps; text where any other would change a text.
+
+    Example:
+        >>> classify(pa.chunked_array([["1", "", "20"]])), classify(pa.chunked_array([["007"]]))
+        (DataType(int64), DataType(string))
+    """
+    values = texts.filter(pc.invert(pc.is_in(texts, pa.array(NULL_TEXTS)))).combine_chunks()
+    if len(values) == 0:
+        return pa.string()
+    candidates: list[tuple[str, pa.DataType]] = [
+        (_INTEGER, pa.int64()), (_DOUBLE, pa.float64()), ("^(true|false)$", pa.bool_()),
+        (_DATE, pa.date32()), (_TIMESTAMP + "$", pa.timestamp("us")),
+        (_TIMESTAMP + "Z$", pa.timestamp("us", "UTC")),
+    ]  # fmt: skip
+    for pattern, kind in candidates:
+        if _all(pc.match_substring_regex(values, pattern)) and _faithful(values, kind):
+            return kind
+    return pa.string()
+
+
+def _all(flags: pa.BooleanArray) -> bool:
+    return bool(pc.all(flags).as_py())
+
+
+def _faithful(values: pa.StringArray, kind: pa.DataType) -> bool:
+    """Whether texts of the right pattern keep their value as `kind`."""
+    try:
+        typed = values.cast(kind)
+    except pa.ArrowInvalid:
+        return False  # 2^63, 30 February
+    if pa.types.is_integer(kind):
+        return _all(pc.equal(typed.cast(pa.string()), values))  # "-0" is no integer
+    if not pa.types.is_floating(kind):
+        return True
+    mantissa = pc.replace_substring_regex(values, r"[eE].*$", "")
+    digits = pc.ascii_ltrim(pc.replace_substring_regex(mantissa, r"[-.]", ""), characters="0")
+    short = pc.less_equal(pc.utf8_length(digits), _MAX_DIGITS)
+    return _all(pc.and_(short, pc.is_finite(typed)))

@@ -1,0 +1,142 @@
+"""Where the output may go: checked before any work, links followed, nothing of others replaced."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from batchserve import storage
+from batchserve.errors import OutputError, UsageError
+from batchserve.inputs import Source
+from batchserve.outputs import PLAN_KEY
+from batchserve.planning import Plan
+from batchserve.storage import translated
+
+META_DIR = "_batchserve"
+_DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".arrow", ".feather", ".tsv", ".txt", ".gz", ".xlsx"}
+_PARQUET_SUFFIXES = {".parquet", ".pq"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the output goes, links followed."""
+
+    path: Path
+    dataset: bool
+    """True for a folder of parts, False for one file."""
+
+    @property
+    def workspace(self) -> Path:
+        """The folder beside the output for what is not finished; one per output."""
+        return self.path.parent / f".{self.path.name}.batchserve"
+
+    @property
+    def receipt(self) -> Path:
+        """Where the output's receipt goes."""
+        if self.dataset:
+            return self.path / META_DIR / "receipt.json"
+        return self.path.with_name(f"{self.path.stem}.receipt.json")
+
+
+class Manifest(BaseModel, frozen=True):
+    """The parts of a dataset, in input order."""
+
+    plan_id: str
+    parts: tuple[dict[str, Any], ...]
+
+
+def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, overwrite: bool) -> Target:
+    """Check where the output is to go, before any work.
+
+    Args:
+        output: The path as the user gave it; a suffix makes a file, none or a `/` a dataset.
+        given: The inputs as the user gave them.
+        sources: The input files.
+        overwrite: Whether an output that batchserve wrote may be replaced.
+
+    Raises:
+        UsageError: The suffix is that of another format.
+        OutputError: The output is an input, exists, or its folder does not.
+        AccessError: Its folder cannot be written to.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix in _DATA_SUFFIXES and not output.endswith("/"):
+        message = f"{output}: batchserve writes Parquet"
+        raise UsageError(message, f"did you mean {Path(output).with_suffix('.parquet')}?")
+    dataset = suffix not in _PARQUET_SUFFIXES or output.endswith("/")
+    found = Target(Path(output).resolve(), dataset)
+    _check_not_input(output, found, given, sources)
+    storage.check_writable(found.path.parent)
+    _check_free(output, found, overwrite=overwrite)
+    return found
+
+
+def _check_not_input(output: str, found: Target, given: Sequence[str], sources: Sequence[Source]) -> None:
+    for source in sources:
+        if found.path.exists() and found.path.samefile(source.path):
+            raise OutputError(f"{output}: is the input {source.path}", "name another output")
+        if found.dataset and Path(source.path).resolve().is_relative_to(found.path):
+            raise OutputError(f"{output}: holds the input {source.path}", "name another output")
+    pattern = next((text for text in given if not found.dataset and _would_match(text, found.path)), None)
+    if pattern:
+        message = f"{output}: lies inside the input {pattern}, and the next run would read it"
+        raise OutputError(message, "write it to another folder")
+
+
+def _would_match(given: str, path: Path) -> bool:
+    if Path(given).is_dir():
+        return path.is_relative_to(Path(given).resolve())
+    pattern = Path(given).absolute()
+    if "**" in given:
+        return fnmatch.fnmatch(str(path), str(pattern))
+    return any(c in given for c in "*?[") and (
+        pattern.parent.resolve() == path.parent and fnmatch.fnmatch(path.name, pattern.name)
+    )
+
+
+def _check_free(output: str, found: Target, *, overwrite: bool) -> None:
+    if not found.path.exists():
+        return
+    if found.path.is_dir() and not any(found.path.iterdir()) and found.dataset:
+        return
+    if found.path.is_dir() != found.dataset:
+        kind = "a folder" if found.path.is_dir() else "a file"
+        raise OutputError(f"{output}: exists and is {kind}", "name another output")
+    ours = published_plan_id(found)
+    if not ours:
+        remove = f"rm {'-r ' if found.dataset else ''}{output}"
+        raise OutputError(f"{output}: exists and was not written by batchserve", f"to lose it: {remove}")
+    if not overwrite and not found.workspace.exists():
+        raise OutputError(f"{output}: exists", "replace it with --overwrite, or name another output")
+
+
+def published_plan_id(found: Target) -> str:
+    """Return the plan id that an existing output carries, or an empty text."""
+    try:
+        if found.dataset:
+            manifest = found.path / META_DIR / "manifest.json"
+            return Manifest.model_validate_json(manifest.read_bytes()).plan_id
+        metadata = pq.read_metadata(found.path).metadata or {}
+        return str(metadata.get(PLAN_KEY.encode(), b"").decode())
+    except (OSError, ValueError, pa.ArrowInvalid):
+        return ""
+
+
+def check_not_like_input(found: Target, plan: Plan) -> None:
+    """Refuse to replace a file with the inputs' own columns: it is one that a glob swept up.
+
+    Raises:
+        OutputError: `score data/*.parquet --overwrite` took its last input for the output.
+    """
+    if found.dataset or not found.path.exists():
+        return
+    with translated(found.path):
+        names = pq.read_schema(found.path).names
+    if names == plan.recipe.reading.schema_.names:
+        message = f"{found.path}: has the columns of the inputs; is it the last input and no output named?"
+        raise OutputError(message, "the last path is where the output goes")
