@@ -219,7 +219,7 @@ def _policies(wishes: Sequence[str], problems: list[BatchserveError]) -> dict[st
             hint = "say reject, nan or fill=VALUE, with COLUMN: before it for one column"
             problems.append(ModelError(f"--on-null {wish}: not understood", hint))
             continue
-        policies[column if colon else ""] = NullPolicy(rule=name, fill=fill)  # type: ignore[arg-type]  # checked above
+        policies[column if colon else ""] = NullPolicy(rule=name, fill=fill)
     return policies
 
 

@@ -267,7 +267,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001  Typer calls it so
+def _version(wanted: bool | None) -> None:  # noqa: FBT001  Typer calls it so
     if not wanted:
         return
     from batchserve import console, model
@@ -282,9 +282,9 @@ def _version(wanted: bool) -> None:  # noqa: FBT001  Typer calls it so
 @app.callback()
 def _root(
     version: Annotated[
-        bool,
+        bool | None,
         typer.Option("--version", callback=_version, is_eager=True, help="Show versions and providers."),
-    ] = False,
+    ] = None,
 ) -> None:
     del version
 

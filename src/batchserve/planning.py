@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from batchserve import codec, inputs
-from batchserve.binding import Binding, Wish
+from batchserve.binding import Binding, Wish, bind
 from batchserve.codec import Prediction
 from batchserve.config import Job
 from batchserve.errors import BatchserveError, ModelError, UsageError, did_you_mean, raise_all
@@ -131,7 +131,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: frozenset[str] = fr
     problems = Problems()
     none: tuple[str, ...] = ()
     wish = Wish(features=job.features, map=job.map, on_null=job.on_null)
-    binding = problems.attempt(lambda: binding.bind(signature, look.schema, wish), Binding(feeds=()))
+    binding = problems.attempt(lambda: bind(signature, look.schema, wish), Binding(feeds=()))
     names = problems.attempt(lambda: _outputs(job, signature), none)
     keep = problems.attempt(lambda: _keep(job, look.schema.names), none)
     problems.check()

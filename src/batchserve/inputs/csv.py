@@ -235,11 +235,12 @@ class _Piece:
 def _pieces(raw: bytes, schema: pa.Schema, columns: Sequence[str]) -> Iterator[_Piece]:
     """Parse whole records; where Arrow refuses, halve until only the guilty records are left."""
     try:
-        yield _Piece(0, len(raw), _parse(raw, schema, columns))
-        return
+        whole = _parse(raw, schema, columns)
     except _REFUSED:
-        starts = quotes.record_starts(raw) or [0]
-    yield from _halved(raw, [*starts, len(raw)], schema, columns)
+        edges = [*(record_starts(raw) or [0]), len(raw)]
+        yield from _halved(raw, edges, schema, columns)
+    else:
+        yield _Piece(0, len(raw), whole)
 
 
 _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)

@@ -63,8 +63,8 @@ def _expand(given: str) -> list[Path]:
         return [path]
     if glob.has_magic(given):
         # Path.glob refuses absolute patterns.
-        found = glob.glob(given, recursive=True)  # noqa: PTH207
-        matches = [p for p in map(Path, found) if p.is_file()]
+        names = glob.glob(given, recursive=True)  # noqa: PTH207
+        matches = [p for p in map(Path, names) if p.is_file()]
         if not matches:
             raise NotFoundError(f"{given}: no file matches", "check the pattern")
         return sorted(matches, key=natural)

@@ -155,12 +155,12 @@ def _pieces(
     if not raw.strip():
         return
     try:
-        yield start, start + len(raw), _parse(raw, schema)
-        return
+        batch = _parse(raw, schema)
     except _REFUSED:
-        starts = record_starts(raw)
+        batch = None
+    starts = [0] if batch is not None else record_starts(raw)
     if len(starts) == 1:
-        yield start, start + len(raw), None
+        yield start, start + len(raw), batch
         return
     middle = starts[len(starts) // 2]
     yield from _pieces(raw[:middle], schema, start)
