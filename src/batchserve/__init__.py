@@ -12,7 +12,6 @@ Example:
 """
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from batchserve.job import Report
     from batchserve.planning import Plan
 
+__version__ = "0.1.0"
 __all__ = ["BatchserveError", "Model", "Plan", "Report", "plan", "score", "scored"]
 
 _HOMES = {
@@ -36,8 +36,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return _version("batchserve")
     if name not in _HOMES:
         raise AttributeError(f"module 'batchserve' has no attribute {name!r}")
     return getattr(import_module(f"batchserve.{_HOMES[name]}"), name)

@@ -105,7 +105,7 @@ def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Optio
     return frames.scored(plan(inputs, config=config, **options).plan)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Preview:
     """What a job would do."""
 

@@ -7,12 +7,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from batchserve import __version__
 from batchserve.errors import BatchserveError, StoppedError, TerminatedError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Score files with an ONNX model: parallel, exact, restartable.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # drawing help with rich takes longer than all the rest of --help
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -207,6 +208,8 @@ def demo(
 
     Example: batchserve demo
     """
+    from importlib import resources
+
     from batchserve import config
 
     home = Path(folder)
@@ -234,7 +237,7 @@ def _score(settings: "Settings", inputs: list[str], output: str) -> None:
     )
     try:
         with _stoppable():
-            screen.header(metadata.version("batchserve"), settings, output)
+            screen.header(__version__, settings)
             report = job.score(wishes, inputs, output, screen)
     finally:
         screen.close()
@@ -270,6 +273,8 @@ def _stoppable() -> Iterator[None]:
 def _version(wanted: bool | None) -> None:  # noqa: FBT001  Typer calls it so
     if not wanted:
         return
+    from importlib import metadata
+
     from batchserve import console, model
 
     packages = ("batchserve", "onnxruntime", "onnx", "pyarrow", "dask", "distributed", "pandas", "numpy")

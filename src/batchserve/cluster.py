@@ -37,7 +37,7 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Engine:
     """A client of a running cluster."""
 

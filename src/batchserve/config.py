@@ -139,7 +139,7 @@ FIELDS = tuple(field.alias or name for name, field in Job.model_fields.items())
 """Names of all keys, as users write them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """A job, and where each of its values came from."""
 
@@ -151,7 +151,7 @@ class Settings:
     """True when `file` was found in the folder of the inputs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Layer:
     values: dict[str, Any]
     origin: str

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from batchserve import events
@@ -40,21 +39,16 @@ class Screen:
     def __init__(self, *, quiet: bool = False, verbose: bool = False, progress: bool = True) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
         self._verbose = verbose
-        self._live = progress and self._console.is_terminal and not quiet
-        self._plain = progress and not self._live
-        self._bar = Progress(
-            TextColumn("{task.percentage:>3.0f}%"), BarColumn(bar_width=16),
-            TextColumn("{task.fields[text]}"), console=self._console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=None, text="")
+        self._progress = progress and not quiet
         self._meter = Meter()
         self._spoken = 0.0
+        self._line: Line | None = None
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line."""
         self._console.print(Text(printable(text), style=style), soft_wrap=True)
 
-    def header(self, version: str, settings: Settings, output: str) -> None:
+    def header(self, version: str, settings: Settings) -> None:
         """Say which model and which config: the first line of every job."""
         parts = [f"batchserve {version}", f"model {settings.job.model}"]
         if settings.file:
@@ -64,18 +58,18 @@ class Screen:
         if self._verbose:
             for key, origin in settings.origins.items():
                 self.say(f"  {key} from {origin}", "dim")
-            self.say(f"  output {output}", "dim")
 
     def on(self, event: Event) -> None:
         """Show `event`."""
         match event:
             case events.Planned():
                 self._start(event)
-            case events.PartitionScored():
+            case events.RowsScored() | events.PartitionScored():
                 self._meter.add(event)
-                self._advance(event)
+                self._advance()
             case events.Publishing():
-                self._bar.update(self._task, text="checking and publishing")
+                if self._line:
+                    self._line.show("checking and publishing")
             case events.Amended():
                 for column, place in event.columns.items():
                     self.say(f"{column}: another type was needed at {place}; starting over")
@@ -83,28 +77,29 @@ class Screen:
                 self.say(f"dashboard {event.url}")
 
     def _start(self, event: events.Planned) -> None:
+        self.close()
         self._meter = Meter(event.bytes_total)
+        self._spoken = time.monotonic()
         many = f"{event.partitions:,} partition{'s' * (event.partitions != 1)}"
         if event.partitions_done:
             self.say(f"continuing: {event.partitions_done:,} of {many} done")
         elif self._verbose:
-            self.say(f"{many} on {event.workers} workers")
-        self._spoken = time.monotonic()
-        if self._live:
-            self._bar.update(self._task, total=max(1, event.bytes_total), completed=0, text="starting")
-            self._bar.start()
+            self.say(f"{many} on {event.workers} worker{'s' * (event.workers != 1)}")
+        if self._progress and self._console.is_terminal:
+            self._line = Line(self._console)
 
-    def _advance(self, event: events.PartitionScored) -> None:
-        self._bar.update(self._task, advance=event.bytes_in, text=self._meter.line())
-        now = time.monotonic()
-        if self._plain and now - self._spoken >= _PLAIN_EVERY_S:
-            self._spoken = now
+    def _advance(self) -> None:
+        if self._line:
+            self._line.show(self._meter.line(), self._meter.share)
+        elif self._progress and time.monotonic() - self._spoken >= _PLAIN_EVERY_S:
+            self._spoken = time.monotonic()
             self.say(self._meter.line())
 
     def close(self) -> None:
-        """Take the progress line away."""
-        if self._live:
-            self._bar.stop()
+        """Take the live line away."""
+        if self._line:
+            self._line.close()
+            self._line = None
 
     def error(self, error: BatchserveError) -> None:
         """Show what is wrong and what to do about it."""
@@ -121,37 +116,66 @@ class Screen:
             self.say(line)
 
 
+class Line:
+    """The live line: a bar and the meter's words, redrawn in place, gone at the end."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=12), TextColumn("{task.fields[text]}"))
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task("", total=None, text="starting")
+        self._bar.start()
+
+    def show(self, text: str, share: float | None = None) -> None:
+        """Show `text`, and how much is done: 0 to 1, or None where nobody knows."""
+        total = 1.0 if share is not None else None
+        self._bar.update(self._task, text=text, total=total, completed=share or 0.0)
+
+    def close(self) -> None:
+        """Take the line away."""
+        self._bar.stop()
+
+
 class Meter:
     """Rows, rates and shares so far in this run."""
 
     def __init__(self, bytes_total: int = 0) -> None:
         self._started = time.monotonic()
         self._bytes_total = bytes_total
-        self.rows = self.rejected = self.bytes = self._bytes_resumed = 0
+        self.rows = self.rejected = self._bytes = self._bytes_resumed = 0
         self._seconds: Counter[str] = Counter()
 
-    def add(self, event: events.PartitionScored) -> None:
-        """Count one partition."""
-        if event.resumed:
+    def add(self, event: events.PartitionScored | events.RowsScored) -> None:
+        """Count a partition, or rows of one that is still running."""
+        if isinstance(event, events.RowsScored):
+            self.rows = event.rows
+        elif event.resumed:
             self._bytes_resumed += event.bytes_in
-            return
-        self.rows += event.rows_in
-        self.rejected += event.rows_rejected
-        self.bytes += event.bytes_in
-        self._seconds.update(event.seconds)
+        else:
+            self.rows = event.rows_in if not self._bytes else self.rows + event.rows_in
+            self.rejected += event.rows_rejected
+            self._bytes += event.bytes_in
+            self._seconds.update(event.seconds)
+
+    @property
+    def share(self) -> float | None:
+        """How much of the input is done, 0 to 1; None before the first partition is."""
+        done = self._bytes + self._bytes_resumed
+        return min(1.0, done / max(self._bytes_total, 1)) if done else None
 
     def line(self) -> str:
         """Return the progress line."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = self.bytes / elapsed
-        left = self._bytes_total - self._bytes_resumed - self.bytes
-        eta = f"{left / rate:.0f} s left" if rate else "?"
-        share = self._seconds["model"] / max(sum(self._seconds.values()), 1e-9)
-        rejected = self.rejected / max(self.rows, 1)
-        return (
-            f"{self.rows:,} rows · {self.rows / elapsed:,.0f} rows/s · {human_bytes(rate)}/s · "
-            f"rejected {rejected:.1%} · model {share:.0%} · {eta}"
-        )
+        parts = [f"{self.rows:,} rows", f"{self.rows / elapsed:,.0f} rows/s"]
+        if self._bytes:
+            rate = self._bytes / elapsed
+            left = max(0, self._bytes_total - self._bytes_resumed - self._bytes)
+            model = self._seconds["model"] / max(sum(self._seconds.values()), 1e-9)
+            rejected = self.rejected / max(self.rows, 1)
+            parts += [f"{human_bytes(rate)}/s", f"rejected {rejected:.1%}", f"model {model:.0%}"]
+            parts.append(f"{left / rate:.0f} s left")
+        return " · ".join(parts)
 
 
 def summary_lines(report: Report) -> list[str]:

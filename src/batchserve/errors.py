@@ -26,6 +26,8 @@ class BatchserveError(Exception):
     """Base of all errors: what is wrong with which thing, and what to do about it."""
 
     exit_code: ClassVar[int] = 1
+    singles: "tuple[BatchserveError, ...]" = ()
+    """The problems that this error tells together; empty when it is one."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -129,8 +131,11 @@ def raise_all(problems: Sequence[BatchserveError]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        lines = [f"  {p.message}" + (f"  ({p.hint})" if p.hint else "") for p in problems]
-        raise type(problems[0])(f"{len(problems)} problems\n" + "\n".join(lines))
+        flat = [single for problem in problems for single in problem.singles or (problem,)]
+        lines = [f"  {p.message}" + (f"  ({p.hint})" if p.hint else "") for p in flat]
+        together = type(problems[0])(f"{len(flat)} problems\n" + "\n".join(lines))
+        together.singles = tuple(flat)
+        raise together
 
 
 def from_os(error: OSError, path: str) -> BatchserveError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """The plan stands; the work is about to start."""
 
@@ -21,7 +21,7 @@ class Planned:
     workers: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PartitionScored:
     """One partition has a durable part and a receipt."""
 
@@ -35,7 +35,15 @@ class PartitionScored:
     """True when an earlier, interrupted run of the same plan scored it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class RowsScored:
+    """A partition that is scored in this process has got on."""
+
+    rows: int
+    """Rows of the partition scored so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Amended:
     """Texts did not fit a column's sampled type: it becomes text and the job starts over."""
 
@@ -43,21 +51,21 @@ class Amended:
     """Column name to the place of the first text that did not fit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DashboardOpened:
     """Dask's dashboard is being served."""
 
     url: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Publishing:
     """All partitions are scored; the output is being put together and checked."""
 
     parts: int
 
 
-Event = Planned | PartitionScored | Amended | DashboardOpened | Publishing
+Event = Planned | RowsScored | PartitionScored | Amended | DashboardOpened | Publishing
 
 
 class Listener(Protocol):

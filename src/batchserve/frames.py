@@ -105,7 +105,7 @@ class Model:
             return self._table(frame)
         if isinstance(frame, pa.RecordBatch):
             table = self._table(pa.Table.from_batches([frame])).combine_chunks()
-            return table.to_batches()[0] if len(table) else pa.RecordBatch.from_pylist([], table.schema)
+            return table.to_batches()[0] if len(table) else codec.empty_batch(table.schema)
         raise UsageError(f"{type(frame).__name__}: not a frame that can be scored", _KINDS)
 
     def _table(self, table: pa.Table) -> pa.Table:
@@ -134,7 +134,7 @@ _KINDS = "give a pandas, Polars, Arrow or Dask frame"
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
     batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    return batches[0] if batches else codec.empty_batch(table.schema)
 
 
 def predicted(batch: pa.RecordBatch, recipe: Recipe) -> pa.Table:

@@ -26,7 +26,7 @@ from batchserve.target import Target
 Amended = dict[str, Amendment]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Report:
     """What a finished job did."""
 
@@ -137,7 +137,7 @@ def score(job: Job, given: Sequence[str], output: str, listener: Listener, clust
         listener.on(events.Amended(columns=places))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Outcome:
     """How one run of a plan ended: published, or with column types to amend."""
 
@@ -165,7 +165,7 @@ def _run(job: Job, made: Plan, found: Target, listener: Listener, cluster: Any) 
     return _Outcome(receipt, runner.workers, runner.in_place)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Runner:
     """Something that scores partitions and gives their receipts in any order."""
 
@@ -178,7 +178,7 @@ class _Runner:
 def _runner(job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any) -> Iterator[_Runner]:
     """Score one partition in this process, without importing Dask; several on a cluster."""
     if runs_in_place(job, made, cluster):
-        yield _Runner(partial(_in_place, made, space), 1, in_place=True)
+        yield _Runner(partial(_in_place, made, space, listener), 1, in_place=True)
         return
     from batchserve import cluster as clusters
     from batchserve import graph
@@ -196,8 +196,13 @@ def runs_in_place(job: Job, made: Plan, cluster: Any = None) -> bool:
     return len(made.partitions) <= 1 and not (cluster or job.scheduler or job.dashboard)
 
 
-def _in_place(made: Plan, space: Workspace, partitions: Sequence[Partition]) -> Iterator[Receipt]:
-    return (scoring.score_partition(p, made.recipe, space) for p in partitions)
+def _in_place(
+    made: Plan, space: Workspace, listener: Listener, partitions: Sequence[Partition]
+) -> Iterator[Receipt]:
+    def tick(rows: int) -> None:
+        listener.on(events.RowsScored(rows=rows))
+
+    return (scoring.score_partition(p, made.recipe, space, tick) for p in partitions)
 
 
 def _collected(made: Plan, space: Workspace, runner: _Runner, listener: Listener) -> dict[int, Receipt]:

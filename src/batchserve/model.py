@@ -232,3 +232,10 @@ def available_providers() -> list[str]:
 
     providers: list[str] = ort.get_available_providers()
     return providers
+
+
+def runtime_version() -> str:
+    """Return the version of onnxruntime, on which the bits of scores depend."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)

@@ -23,7 +23,7 @@ COMPRESSION = "snappy"
 PLAN_KEY = "batchserve.plan_id"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Workspace:
     """The folder beside the output where parts and receipts wait to be published."""
 

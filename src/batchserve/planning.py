@@ -7,20 +7,19 @@ of the model and the output, how the run is shown).
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import codec, inputs
+from batchserve import __version__, codec, inputs
 from batchserve.binding import Binding, Wish, bind
 from batchserve.codec import Prediction
 from batchserve.config import Job
 from batchserve.errors import BatchserveError, ModelError, UsageError, did_you_mean, raise_all
 from batchserve.inputs import Look, Partition, Reading, Source
-from batchserve.model import ModelSpec, Session, Signature, Tensor, identify, session_for
+from batchserve.model import ModelSpec, Session, Signature, Tensor, identify, runtime_version, session_for
 from batchserve.outputs import PLAN_KEY
 from batchserve.proof import prove
 from batchserve.scoring import Recipe, padded
@@ -93,7 +92,7 @@ def make(job: Job, sources: Sequence[Source], problems: Problems, types: dict[st
     spec = problems.attempt(lambda: _named_model(job), nothing)
     if spec != nothing:
         problems.attempt(lambda: session_for(spec), None)
-    empty = Look(pa.schema([]), pa.RecordBatch.from_pylist([], schema=pa.schema([])))
+    empty = Look(pa.schema([]), codec.empty_batch(pa.schema([])))
     look = empty
     if sources:
         look = problems.attempt(lambda: inputs.look(sources, infer=job.infer, types=types), empty)
@@ -255,9 +254,12 @@ def _partitions(job: Job, sources: Sequence[Source]) -> tuple[Partition, ...]:
 
 def _versions() -> dict[str, str]:
     """Return what the bytes depend on besides the plan: libraries and the CPU's instructions."""
-    packages = ("batchserve", "pyarrow", "onnxruntime", "numpy")
-    simd = pa.runtime_info().detected_simd_level
-    return {name: version(name) for name in packages} | {"simd": str(simd)}
+    return {
+        "batchserve": __version__,
+        "pyarrow": pa.__version__,
+        "onnxruntime": runtime_version(),
+        "simd": str(pa.runtime_info().detected_simd_level),
+    }
 
 
 def footer(plan: Plan) -> dict[str, str]:

@@ -5,7 +5,7 @@ read -> bind -> run -> encode -> write part -> receipt
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -42,11 +42,19 @@ class Recipe(BaseModel):
     """Records to read, or None for all."""
 
 
-def score_partition(partition: Partition, recipe: Recipe, workspace: Workspace) -> Receipt:
+def score_partition(
+    partition: Partition, recipe: Recipe, workspace: Workspace, tick: Callable[[int], None] = lambda _: None
+) -> Receipt:
     """Score one partition into a durable part and return its receipt.
 
     Running it twice is harmless: a committed partition's receipt is returned at once, and of
     two running attempts the first to link its receipt wins.
+
+    Args:
+        partition: What to score.
+        recipe: How.
+        workspace: Where the part and its receipt go.
+        tick: Told now and then how many rows are scored.
 
     Raises:
         DataError: An input is damaged.
@@ -65,6 +73,7 @@ def score_partition(partition: Partition, recipe: Recipe, workspace: Workspace) 
                 columns = predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
             with tally.timed("write"):
                 part.write(rows.kept, columns)
+            tick(tally.rows_in)
         with tally.timed("write"):
             part.finish()
         return part.commit(partition.index, tally.facts(partition))

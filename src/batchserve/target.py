@@ -22,7 +22,7 @@ _DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".arrow", ".feather", ".tsv", ".txt
 _PARQUET_SUFFIXES = {".parquet", ".pq"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """Where the output goes, links followed."""
 

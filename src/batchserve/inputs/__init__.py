@@ -103,7 +103,7 @@ class Reading(BaseModel):
     """Rows of one run of the model; readers that can choose give multiples of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Look:
     """What is known of a file before reading it."""
 
@@ -112,7 +112,7 @@ class Look:
     """Some rows, in the schema's types; may be empty."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Block:
     """Rows of one slice, and where each is."""
 
@@ -132,14 +132,14 @@ class Block:
         return Place(path=self.path, byte_offset=self.base + starts[row])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BadRecord:
     """A record that could not be read, as a reject."""
 
     reject: Reject
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TypeMisfit:
     """A text that does not fit its column's planned type: the plan must be amended."""
 
@@ -150,7 +150,7 @@ class TypeMisfit:
     """The type, in the words of `--type`, that holds this text and all seen before."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Extent:
     """The exact range a slice turned out to have: first record's start, last record's end."""
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv as pacsv
 
-from batchserve.codec import NULL_TEXTS, number_or_none
+from batchserve.codec import NULL_TEXTS, empty_batch, empty_to_null, number_or_none, without_null_texts
 from batchserve.errors import DataError, raise_all
 from batchserve.inputs import (
     OPEN_END,
@@ -110,7 +109,7 @@ def _sample(
         start = headers[source.path][1]
         for part in _windows(source, start, full=full):
             tables += [_texts(chunk.raw, names) for chunk in _chunks(part, most=None if full else 1)]
-    empty = pa.schema([pa.field(n, pa.string()) for n in names]).empty_table()
+    empty = pa.Table.from_batches([], pa.schema([pa.field(n, pa.string()) for n in names]))
     return pa.concat_tables([empty, *tables])
 
 
@@ -159,8 +158,8 @@ def _typed(texts: pa.Table, schema: pa.Schema, most: int = 4096) -> pa.RecordBat
 
 def _cast_or_null(texts: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_string(kind):
-        return pc.if_else(pc.equal(texts, ""), None, texts)
-    texts = pc.if_else(pc.is_in(texts, pa.array(NULL_TEXTS)), None, texts)
+        return empty_to_null(texts)
+    texts = without_null_texts(texts)
     try:
         return texts.cast(kind)
     except pa.ArrowInvalid:
@@ -223,7 +222,7 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
             yield _explained(raw, Place(path=path, byte_offset=base), reading)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Piece:
     """Some records of a chunk as rows, or one record that Arrow refused."""
 
@@ -260,7 +259,7 @@ def _halved(raw: bytes, edges: list[int], schema: pa.Schema, columns: Sequence[s
 
 def _parse(raw: bytes, schema: pa.Schema, columns: Sequence[str]) -> pa.RecordBatch:
     if not raw.strip(b"\r\n"):
-        return pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(c) for c in columns]))
+        return empty_batch(pa.schema([schema.field(c) for c in columns]))
     table = pacsv.read_csv(
         pa.BufferReader(raw),
         read_options=pacsv.ReadOptions(
@@ -272,19 +271,10 @@ def _parse(raw: bytes, schema: pa.Schema, columns: Sequence[str]) -> pa.RecordBa
             strings_can_be_null=False, true_values=["true"], false_values=["false"],
         ),
     ).combine_chunks()  # fmt: skip
-    arrays = [_empty_to_null(c.chunk(0)) for c in table.columns]
+    # Empty texts are null. "NA" is not: in a text column it may be Namibia.
+    chunks = [column.chunk(0) for column in table.columns]
+    arrays = [empty_to_null(c) if pa.types.is_string(c.type) else c for c in chunks]
     return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
-
-
-def _empty_to_null(column: pa.Array) -> pa.Array:
-    """Make empty texts null. "NA" stays: in a text column it may be Namibia."""
-    if not pa.types.is_string(column.type):
-        return column
-    filled = pc.not_equal(column, "")
-    if pc.all(filled).as_py():
-        return column
-    _, offsets, data = column.buffers()
-    return pa.StringArray.from_buffers(len(column), offsets, data, filled.buffers()[1])
 
 
 def _explained(raw: bytes, place: Place, reading: Reading) -> BadRecord | TypeMisfit:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchserve.codec import NULL_TEXTS
+from batchserve.codec import without_null_texts
 from batchserve.errors import BatchserveError, UsageError, did_you_mean, raise_all
 
 TYPES: dict[str, pa.DataType] = {
@@ -49,7 +49,7 @@ def classify(texts: pa.ChunkedArray) -> pa.DataType:
         >>> classify(pa.chunked_array([["1", "", "20"]])), classify(pa.chunked_array([["007"]]))
         (DataType(int64), DataType(string))
     """
-    values = texts.filter(pc.invert(pc.is_in(texts, pa.array(NULL_TEXTS)))).combine_chunks()
+    values = without_null_texts(_one_array(texts)).drop_null()
     if len(values) == 0:
         return pa.string()
     candidates: list[tuple[str, pa.DataType]] = [
@@ -61,6 +61,11 @@ def classify(texts: pa.ChunkedArray) -> pa.DataType:
         if _all(pc.match_substring_regex(values, pattern)) and _faithful(values, kind):
             return kind
     return pa.string()
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
 def _all(flags: pa.BooleanArray) -> bool:

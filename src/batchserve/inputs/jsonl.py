@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import json as pajson
 
-from batchserve.codec import number_or_none
+from batchserve.codec import empty_batch, number_or_none
 from batchserve.errors import DataError
 from batchserve.inputs import (
     OPEN_END,
@@ -94,11 +94,9 @@ def _rows(raw: bytes, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
     starts = [*record_starts(raw), len(raw)]
     pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema)
     good = [batch for _, _, batch in pieces if batch is not None]
-    return pa.Table.from_batches(good, schema).combine_chunks().to_batches()[0] if good else _none(schema)
-
-
-def _none(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=schema)
+    return (
+        pa.Table.from_batches(good, schema).combine_chunks().to_batches()[0] if good else empty_batch(schema)
+    )
 
 
 def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: int = 0) -> Slice:

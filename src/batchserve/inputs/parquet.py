@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchserve.codec import empty_batch
 from batchserve.errors import BatchserveError, DataError, UsageError, raise_all
 from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, drift
 from batchserve.storage import translated
@@ -45,7 +46,7 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types
     problems = [p for path, s in schemas.items() if (p := _differs(sources[0].path, first, path, s))]
     raise_all(problems)
     batches = (batch for source in sampled for batch in _head(source.path))
-    empty = pa.RecordBatch.from_pylist([], schema=first)
+    empty = empty_batch(first)
     return Look(first, next((b for b in batches if b.num_rows), empty))
 
 

@@ -20,7 +20,7 @@ MAX_RECORD_BYTES = 256 << 20
 """A record longer than this is taken for an unclosed quote."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Boundaries:
     """How a format's records are told apart."""
 
@@ -32,7 +32,7 @@ class Boundaries:
     """text that starts at a record -> the end of the last whole record, or -1."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """Whole records of a text file."""
 
@@ -41,7 +41,7 @@ class Chunk:
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Endless:
     """A record that does not end: where it starts."""
 

@@ -1,0 +1,149 @@
+"""Small ONNX models, made on the spot: each writes one file and returns its path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT, DOUBLE, INT64, STRING = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.STRING
+KINDS = ("red", "green", "blue", "NA")
+"""The texts that the models with a `kind` input know; `NA` is a text like any other."""
+
+_OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+_Shape = Sequence[int | str | None]
+
+
+def _input(name: str, kind: int, shape: _Shape) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _numbers(name: str, shape: Sequence[int]) -> onnx.TensorProto:
+    """Return weights that no rounding makes even: different bits show."""
+    values = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32)
+    return numpy_helper.from_array(values / np.float32(shape[0]) ** np.float32(0.5), name)
+
+
+def _dims(name: str, *dims: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(dims, np.int64), name)
+
+
+def _write(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[onnx.TensorProto] = (),
+) -> Path:
+    graph = helper.make_graph(list(nodes), path.stem, list(inputs), list(outputs), list(weights))
+    model = helper.make_model(graph, opset_imports=_OPSETS, ir_version=9)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def named(folder: Path) -> Path:
+    """Inputs `a`, `b` (float) and `kind` (string), each [N, 1]; output `score` [N, 1]."""
+    coded = helper.make_node(
+        "LabelEncoder", ["kind"], ["code"], domain="ai.onnx.ml",
+        keys_strings=list(KINDS), values_floats=[0.1, 0.7, -1.3, 2.9], default_float=-9.0,
+    )  # fmt: skip
+    nodes = [
+        coded,
+        helper.make_node("Concat", ["a", "b", "code"], ["x"], axis=1),
+        helper.make_node("Gemm", ["x", "weights", "bias"], ["score"]),
+    ]
+    inputs = [_input("a", FLOAT, [None, 1]), _input("b", FLOAT, [None, 1]), _input("kind", STRING, [None, 1])]
+    outputs = [_input("score", FLOAT, [None, 1])]
+    weights = [_numbers("weights", (3, 1)), _numbers("bias", (1,))]
+    return _write(folder / "named.onnx", nodes, inputs, outputs, weights)
+
+
+def wide(folder: Path) -> Path:
+    """Input `X` [N, 4]; outputs `total` [N] and `logits` [N, 3]."""
+    nodes = [
+        helper.make_node("MatMul", ["X", "one"], ["column"]),
+        helper.make_node("Reshape", ["column", "flat"], ["total"]),
+        helper.make_node("MatMul", ["X", "three"], ["logits"]),
+    ]
+    outputs = [_input("total", FLOAT, [None]), _input("logits", FLOAT, [None, 3])]
+    weights = [_numbers("one", (4, 1)), _numbers("three", (4, 3)), _dims("flat", -1)]
+    return _write(folder / "wide.onnx", nodes, [_input("X", FLOAT, [None, 4])], outputs, weights)
+
+
+def integers(folder: Path) -> Path:
+    """Inputs `i` (int64) and `y` (double), each [N, 1]; outputs `twice` (int64), `plus` (double)."""
+    nodes = [
+        helper.make_node("Add", ["i", "i"], ["twice"]),
+        helper.make_node("Cast", ["i"], ["real"], to=DOUBLE),
+        helper.make_node("Div", ["real", "y"], ["plus"]),
+    ]
+    inputs = [_input("i", INT64, [None, 1]), _input("y", DOUBLE, [None, 1])]
+    outputs = [_input("twice", INT64, [None, 1]), _input("plus", DOUBLE, [None, 1])]
+    return _write(folder / "integers.onnx", nodes, inputs, outputs)
+
+
+def tensor(folder: Path) -> Path:
+    """Input `X` [N, 4]; output `grid` [N, 2, 3]."""
+    nodes = [
+        helper.make_node("MatMul", ["X", "weights"], ["six"]),
+        helper.make_node("Reshape", ["six", "shape"], ["grid"]),
+    ]
+    weights = [_numbers("weights", (4, 6)), _dims("shape", -1, 2, 3)]
+    outputs = [_input("grid", FLOAT, [None, 2, 3])]
+    return _write(folder / "tensor.onnx", nodes, [_input("X", FLOAT, [None, 4])], outputs, weights)
+
+
+def texts(folder: Path) -> Path:
+    """Input `kind` (string) [N, 1]; output `colour` (string) [N, 1]."""
+    node = helper.make_node(
+        "LabelEncoder", ["kind"], ["colour"], domain="ai.onnx.ml",
+        keys_strings=list(KINDS), values_strings=["rouge", "vert", "bleu, \u2713", "NA"],
+        default_string="",
+    )  # fmt: skip
+    ports = [_input("kind", STRING, [None, 1])], [_input("colour", STRING, [None, 1])]
+    return _write(folder / "texts.onnx", [node], *ports)
+
+
+def mean_mixer(folder: Path) -> Path:
+    """Input `X` [N, 4]; every row of output `centred` depends on the whole batch."""
+    nodes = [
+        helper.make_node("ReduceMean", ["X", "batch"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["X", "mean"], ["centred"]),
+    ]
+    outputs = [_input("centred", FLOAT, [None, 4])]
+    inputs = [_input("X", FLOAT, [None, 4])]
+    return _write(folder / "mean_mixer.onnx", nodes, inputs, outputs, [_dims("batch", 0)])
+
+
+def quantised_mixer(folder: Path) -> Path:
+    """Input `X` [N, 4]; output `rounded` is quantised with a scale of the whole batch."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["X"], ["small", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["rounded"]),
+    ]
+    outputs = [_input("rounded", FLOAT, [None, 4])]
+    return _write(folder / "quantised_mixer.onnx", nodes, [_input("X", FLOAT, [None, 4])], outputs)
+
+
+def heavy(folder: Path, layers: int = 60) -> Path:
+    """Inputs `a`, `b` [N, 1]; output `score` [N, 1] takes a good while: time to be killed in."""
+    nodes = [
+        helper.make_node("Concat", ["a", "b"], ["x"], axis=1),
+        helper.make_node("MatMul", ["x", "first"], ["layer0"]),
+    ]
+    for i in range(layers):
+        nodes.append(helper.make_node("MatMul", [f"layer{i}", "weights"], [f"product{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"product{i}"], [f"layer{i + 1}"]))
+    nodes.append(helper.make_node("MatMul", [f"layer{layers}", "last"], ["score"]))
+    inputs = [_input("a", FLOAT, [None, 1]), _input("b", FLOAT, [None, 1])]
+    weights = [_numbers("first", (2, 512)), _numbers("weights", (512, 512)), _numbers("last", (512, 1))]
+    return _write(folder / "heavy.onnx", nodes, inputs, [_input("score", FLOAT, [None, 1])], weights)
+
+
+def fixed() -> Path:
+    """Return onnxruntime's own `logreg_iris`: input [3, 2], a label and a ZipMap of probabilities."""
+    from onnxruntime.datasets import get_example
+
+    return Path(get_example("logreg_iris.onnx"))

@@ -1,0 +1,260 @@
+"""Every format, model, split and number of workers gives the oracle's rows, bit for bit."""
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import oracle
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Command, digest
+from distributed import LocalCluster
+
+import batchserve as bs
+
+ROWS = 3_000
+TEXTS = ("kind", "note")
+WIDE = ("a", "b", "c", "d")
+FORMATS = ("csv", "csv.gz", "jsonl", "jsonl.gz", "parquet")
+NOTES = ("plain", "NA", "", "two\nlines", 'says "so"', "a,b", " \u00e9\u2713 ", "null", "end\r\n", "x" * 40)
+GROUPS = 10
+FILES = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how its inputs are filled."""
+
+    path: Path
+    features: tuple[str, ...] = ()
+    on_null: tuple[str, ...] = ("nan",)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"model": self.path, "features": self.features, "on_null": self.on_null}
+
+    def expected(self, frame: pd.DataFrame) -> dict[str, Any]:
+        return oracle.predict(self.path, frame, self.features)
+
+
+def rows() -> pd.DataFrame:
+    """Return numbers with every kind of trouble that is no fault, and texts that look like nulls."""
+    random = np.random.default_rng(7)
+    floats = {name: random.standard_normal(ROWS) for name in "abcd"}
+    frame = pd.DataFrame(floats).convert_dtypes()
+    frame["i"] = pd.Series(random.integers(-(2**62), 2**62, ROWS), dtype="Int64")
+    frame["y"] = random.standard_normal(ROWS) * 1e300
+    frame["kind"] = pd.Series(random.choice([*models.KINDS, "unknown"], ROWS), dtype="string")
+    frame["note"] = pd.Series(random.choice(NOTES, ROWS), dtype="string").replace("", pd.NA)
+    frame["count"] = pd.Series(np.arange(ROWS), dtype="Int64").mask(random.random(ROWS) < 0.1)
+    frame["a"] = frame["a"].mask(random.random(ROWS) < 0.1)
+    return frame
+
+
+def write(frame: pd.DataFrame, folder: Path, form: str) -> list[Path]:
+    """Write a frame in one format; a format that cannot be split becomes several files."""
+    if form == "parquet":
+        path = folder / "rows.parquet"
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        pq.write_table(table, path, row_group_size=ROWS // GROUPS)
+        return [path]
+    if not form.endswith(".gz"):
+        path = folder / f"rows.{form}"
+        path.write_bytes(text(frame, form))
+        return [path]
+    paths = [folder / f"rows{i}.{form}" for i in range(FILES)]
+    size = len(frame) // FILES
+    for i, path in enumerate(paths):
+        path.write_bytes(gzip.compress(text(frame.iloc[i * size : (i + 1) * size], form)))
+    return paths
+
+
+def text(frame: pd.DataFrame, form: str) -> bytes:
+    if form.startswith("jsonl"):
+        records = [
+            {name: None if pd.isna(value) else value for name, value in row.items()}
+            for row in frame.astype(object).to_dict("records")
+        ]
+        return "".join(json.dumps(record, default=int) + "\n" for record in records).encode()
+    numbers = frame.drop(columns="note").to_csv(None, index=False, na_rep="NA").splitlines()
+    notes = ["note", *('"' + note.replace('"', '""') + '"' for note in frame["note"].fillna(""))]
+    return "".join(f"{a},{b}\r\n" for a, b in zip(numbers, notes, strict=True)).encode()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return {form: write(rows(), folder, form) for form in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    folder = tmp_path_factory.mktemp("models")
+    iris = Path(__file__).parents[1] / "examples/iris/model.onnx"
+    return {
+        "named": Case(models.named(folder)),
+        "wide": Case(models.wide(folder), WIDE),
+        "integers": Case(models.integers(folder), on_null=("y:nan",)),
+        "tensor": Case(models.tensor(folder), WIDE),
+        "texts": Case(models.texts(folder)),
+        "fixed": Case(models.fixed(), ("b", "c")),
+        "zipmap": Case(iris, WIDE),
+    }
+
+
+MODELS = ("named", "wide", "integers", "tensor", "texts", "fixed", "zipmap")
+
+
+def partition_size(paths: Sequence[Path], partitions: int) -> int:
+    """Return the size that cuts 5 equal files, or 10 equal row groups, or one text, into so many."""
+    if paths[0].suffix == ".parquet":
+        metadata = pq.read_metadata(paths[0])
+        total = sum(metadata.row_group(i).total_byte_size for i in range(GROUPS))
+        return total // partitions + total // 50
+    total = sum(path.stat().st_size for path in paths)
+    return total // partitions + total // (9 if len(paths) > 1 else 1_000)
+
+
+def assert_equal(output: Path, case: Case, frame: pd.DataFrame) -> None:
+    """Compare an output, or a dataset, with the oracle: columns, order, values, bits."""
+    got = pd.read_parquet(output, dtype_backend="numpy_nullable")
+    expected = case.expected(frame)
+    assert list(got.columns) == [*frame.columns, *expected]
+    pd.testing.assert_frame_equal(got[list(frame.columns)], frame, check_exact=True)
+    plain = pd.read_parquet(output, columns=list(expected))
+    for name, values in expected.items():
+        assert oracle.same(plain[name], values), name
+
+
+Score = Callable[..., bs.Report]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_split_and_width_equals_the_oracle(
+    form: str, name: str, inputs: dict[str, list[Path]], cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """1, 2 and 5 partitions give the oracle's rows and bits; 1 and 2 workers the same bytes."""
+    paths, case = inputs[form], cases[name]
+    frame = oracle.read(*paths, texts=TEXTS)
+    for partitions in (1, 2, 5):
+        size = partition_size(paths, partitions)
+        alone, together = tmp_path / f"{partitions}-1.parquet", tmp_path / f"{partitions}-2.parquet"
+
+        report = bs.score(paths, alone, **case.options, partition_size=size, workers=1)
+        bs.score(paths, together, **case.options, partition_size=size, workers=2)
+
+        assert report.partitions == partitions
+        assert report.rows == ROWS
+        assert_equal(alone, case, frame)
+        assert digest(together) == digest(alone)
+
+
+@pytest.mark.parametrize(("form", "name"), [("csv", "zipmap"), ("parquet", "named"), ("jsonl.gz", "tensor")])
+def test_a_cluster_of_processes_gives_the_bytes_of_threads(
+    form: str,
+    name: str,
+    inputs: dict[str, list[Path]],
+    cases: dict[str, Case],
+    tmp_path: Path,
+    process_cluster: LocalCluster,
+) -> None:
+    """Five partitions on two worker processes equal the oracle and the bytes that threads give."""
+    paths, case = inputs[form], cases[name]
+    threads, processes = tmp_path / "threads.parquet", tmp_path / "processes.parquet"
+    size = partition_size(paths, 5)
+
+    bs.score(paths, threads, **case.options, partition_size=size)
+    report = bs.score(paths, processes, **case.options, partition_size=size, cluster=process_cluster)
+
+    assert (report.partitions, report.workers) == (5, 2)
+    assert_equal(processes, case, oracle.read(*paths, texts=TEXTS))
+    assert digest(processes) == digest(threads)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_dataset_folder_holds_the_same_rows(
+    form: str, inputs: dict[str, list[Path]], cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """An output without a suffix is a folder of one part per partition with the oracle's rows in order."""
+    paths, case = inputs[form], cases["wide"]
+
+    for workers in (1, 2):
+        size = partition_size(paths, 5)
+        bs.score(paths, tmp_path / f"out{workers}", **case.options, partition_size=size, workers=workers)
+
+    parts = sorted(path.name for path in (tmp_path / "out1").glob("*.parquet"))
+    assert parts == [f"part-{i:06d}.parquet" for i in range(5)]
+    assert_equal(tmp_path / "out1", case, oracle.read(*paths, texts=TEXTS))
+    assert digest(tmp_path / "out1") == digest(tmp_path / "out2")
+
+
+def test_the_size_of_the_batches_changes_no_bit(
+    inputs: dict[str, list[Path]], cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """Batches of 64 and of 4,096 rows, padded to one shape each, give the oracle's bits at 64 and 4,096."""
+    paths, case = inputs["parquet"], cases["wide"]
+    frame = oracle.read(*paths)
+
+    for size in (64, 4096):
+        bs.score(paths, tmp_path / f"{size}.parquet", **case.options, batch_rows=size)
+
+        got = pd.read_parquet(tmp_path / f"{size}.parquet")
+        for name, values in oracle.predict(case.path, frame, WIDE, batch_rows=size).items():
+            assert oracle.same(got[name], values), (size, name)
+
+
+def test_predictions_are_never_null(
+    inputs: dict[str, list[Path]], cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """A model that answers NaN gives NaN in the output, which is a number and no null."""
+    bs.score(inputs["csv"], tmp_path / "out.parquet", **cases["wide"].options)
+
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert np.isnan(table["total"].to_numpy()).any()
+    assert table["total"].null_count == table["logits"].null_count == 0
+    assert table["a"].null_count > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("output", ["out.parquet", "out"])
+def test_a_csv_with_only_a_header_gives_an_empty_output(
+    name: str, output: str, cases: dict[str, Case], tmp_path: Path, command: Command
+) -> None:
+    """No rows in is no rows out: exit 0 and a valid Parquet output with the planned columns."""
+    case = cases[name]
+    columns = ["a", "b", "c", "d", "i", "y", "kind"]
+    (tmp_path / "in.csv").write_text(",".join(columns) + "\n")
+    (tmp_path / "one.csv").write_text(",".join(columns) + "\n1.5,2.5,3.5,4.5,5,6.5,red\n")
+    features = ["--features", ",".join(case.features)] if case.features else []
+
+    empty = command("score", "in.csv", output, "--model", case.path, *features)
+    bs.score(tmp_path / "one.csv", tmp_path / "one.parquet", model=case.path, features=case.features)
+
+    assert empty.returncode == 0, empty.stderr
+    table, one = pq.read_table(tmp_path / output), pq.read_table(tmp_path / "one.parquet")
+    assert table.num_rows == 0
+    assert table.column_names == one.column_names
+    assert table.schema.types[len(columns) :] == one.schema.types[len(columns) :]
+
+
+@pytest.mark.parametrize("name", ["mean_mixer", "quantised_mixer"])
+def test_a_model_that_mixes_rows_is_refused_by_name(
+    name: str, inputs: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    """A model whose scores depend on the other rows of a batch is an error that names its operator."""
+    model = getattr(models, name)(tmp_path)
+    operator = {"mean_mixer": "ReduceMean", "quantised_mixer": "DynamicQuantizeLinear"}[name]
+
+    with pytest.raises(bs.BatchserveError, match=operator) as caught:
+        bs.score(inputs["csv"], tmp_path / "out.parquet", model=model, features=("b", "c", "d", "y"))
+
+    assert caught.value.exit_code == 70
+    assert not (tmp_path / "out.parquet").exists()
