@@ -196,7 +196,7 @@ def test_a_row_at_fault_in_two_columns_is_counted_once(tmp_path: Path) -> None:
     """A row with a null in two model columns is one row."""
     path = csv_file(tmp_path / "rows.csv", [GOOD, ",,1.4,0.2,null"])
 
-    with pytest.raises(DataError, match="^1 of 2 rows"):
+    with pytest.raises(DataError, match=r"^1 of 2 rows"):
         bs.score(path, tmp_path / "out.parquet", model=IRIS_MODEL)
 
 

@@ -48,9 +48,9 @@ class Binding(BaseModel, frozen=True):
         return tuple(dict.fromkeys(name for feed in self.feeds for name in feed.columns))
 
     @property
-    def numeric(self) -> frozenset[str]:
-        """The columns that some input reads as numbers."""
-        return frozenset(n for feed in self.feeds if feed.dtype != "object" for n in feed.columns)
+    def numeric(self) -> tuple[str, ...]:
+        """The columns that some input reads as numbers, once, in order of first use."""
+        return tuple(dict.fromkeys(n for f in self.feeds if f.dtype != "object" for n in f.columns))
 
 
 class Wish(BaseModel, frozen=True):

@@ -27,88 +27,82 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_MODEL, _ROWS, _FILES, _RUN, _SEE = "Model", "Rows", "Files", "Running", "Seeing"
+
+def _option(*names: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar)
 
 
-def _option(panel: str, *names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
-
-
-Inputs = Annotated[list[str], typer.Argument(help="Files, globs or folders, in order.", metavar="INPUT...")]
+Inputs = Annotated[list[str], typer.Argument(help="Files, globs or folders, in order.", metavar="INPUT")]
 Output = Annotated[
-    str, typer.Argument(help="A .parquet file; no suffix or a / at the end makes a folder of parts.")
+    str,
+    typer.Argument(
+        help="A .parquet file; no suffix or a / at the end makes a folder of parts.", metavar="OUTPUT"
+    ),
 ]
-ModelPath = Annotated[str | None, _option(_MODEL, "--model", "-m", text="The ONNX model.", metavar="PATH")]
+ModelPath = Annotated[str | None, _option("--model", "-m", text="The ONNX model.", metavar="PATH")]
 Features = Annotated[
     list[str] | None,
-    _option(_MODEL, "--features", text="Columns of a wide input, in order.", metavar="A,B"),
+    _option("--features", text="Columns of a wide input, in order.", metavar="A,B"),
 ]
 Map = Annotated[
     list[str] | None,
-    _option(_MODEL, "--map", text="The column for a model input.", metavar="INPUT=COLUMN"),
+    _option("--map", text="The column for a model input.", metavar="INPUT=COLUMN"),
 ]
 Outputs = Annotated[
     list[str] | None,
-    _option(_MODEL, "--outputs", text="Outputs of the model to keep.", metavar="NAMES"),
+    _option("--outputs", text="Outputs of the model to keep.", metavar="NAMES"),
 ]
-Prefix = Annotated[
-    str | None, _option(_MODEL, "--prefix", text="Put before prediction columns.", metavar="TEXT")
-]
+Prefix = Annotated[str | None, _option("--prefix", text="Put before prediction columns.", metavar="TEXT")]
 RowsDepend = Annotated[
     bool | None,
-    _option(_MODEL, "--rows-depend", text="Accept a model whose rows change each other's scores."),
+    _option("--rows-depend", text="Accept a model whose rows change each other's scores."),
 ]
 Keep = Annotated[
     list[str] | None,
-    _option(_ROWS, "--keep", text="Input columns that pass through.", metavar="all|none|A,B"),
+    _option("--keep", text="Input columns that pass through.", metavar="all|none|A,B"),
 ]
 OnNull = Annotated[
     list[str] | None,
-    _option(
-        _ROWS, "--on-null", text="What a null in a model column becomes: reject (default), nan, fill=V.",
+    _option("--on-null", text="What a null in a model column becomes: reject (default), nan, fill=V.",
         metavar="[COL:]RULE",
     ),
 ]  # fmt: skip
-Limit = Annotated[int | None, _option(_ROWS, "--limit", text="Read only the first N records.", metavar="N")]
+Limit = Annotated[int | None, _option("--limit", text="Read only the first N records.", metavar="N")]
 Type = Annotated[
     list[str] | None,
-    _option(_FILES, "--type", text="The type of a column of a text file.", metavar="COL=TYPE"),
+    _option("--type", text="The type of a column of a text file.", metavar="COL=TYPE"),
 ]
 Infer = Annotated[
     str | None,
-    _option(_FILES, "--infer", text="Sample text files for types, or read them all.", metavar="sample|full"),
+    _option("--infer", text="Sample text files for types, or read them all.", metavar="sample|full"),
 ]
-Overwrite = Annotated[
-    bool | None, _option(_FILES, "--overwrite", text="Replace an output that batchserve wrote.")
-]
+Overwrite = Annotated[bool | None, _option("--overwrite", text="Replace an output that batchserve wrote.")]
 Workers = Annotated[
     int | None,
-    _option(_RUN, "--workers", text="Partitions scored at once [default: usable CPUs].", metavar="N"),
+    _option("--workers", text="Partitions scored at once [default: usable CPUs].", metavar="N"),
 ]
 Scheduler = Annotated[
     str | None,
-    _option(_RUN, "--scheduler", text="A running Dask scheduler.", metavar="ADDRESS"),
+    _option("--scheduler", text="A running Dask scheduler.", metavar="ADDRESS"),
 ]
 BatchRows = Annotated[
     int | None,
-    _option(_RUN, "--batch-rows", text="Rows in every run of the model.", metavar="N"),
+    _option("--batch-rows", text="Rows in every run of the model.", metavar="N"),
 ]
 PartitionSize = Annotated[
     str | None,
-    _option(_RUN, "--partition-size", text="Input bytes per partition: 64k, 32MiB.", metavar="SIZE"),
+    _option("--partition-size", text="Input bytes per partition: 64k, 32MiB.", metavar="SIZE"),
 ]
-Json = Annotated[
-    bool | None, _option(_SEE, "--json", text="Print one JSON object to stdout and nothing else.")
-]
-Quiet = Annotated[bool | None, _option(_SEE, "--quiet", "-q", text="Say nothing but errors.")]
-Verbose = Annotated[bool | None, _option(_SEE, "--verbose", "-v", text="Say more.")]
-NoProgress = Annotated[bool | None, _option(_SEE, "--no-progress", text="No progress line.")]
-Dashboard = Annotated[bool | None, _option(_SEE, "--dashboard", text="Serve Dask's dashboard on loopback.")]
+Json = Annotated[bool | None, _option("--json", text="Print one JSON object to stdout and nothing else.")]
+Quiet = Annotated[bool | None, _option("--quiet", "-q", text="Say nothing but errors.")]
+Verbose = Annotated[bool | None, _option("--verbose", "-v", text="Say more.")]
+NoProgress = Annotated[bool | None, _option("--no-progress", text="No progress line.")]
+Dashboard = Annotated[bool | None, _option("--dashboard", text="Serve Dask's dashboard on loopback.")]
 Config = Annotated[
     str | None,
-    _option(_SEE, "--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
+    _option("--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
 ]
-Debug = Annotated[bool | None, _option(_SEE, "--debug", text="Show tracebacks.")]
+Debug = Annotated[bool | None, _option("--debug", text="Show tracebacks.")]
 
 
 @app.command()

@@ -81,6 +81,7 @@ def run(
         ClusterError: A worker or the cluster died.
         BatchserveError: Whatever a task raised.
     """
+    import dask
     from distributed import as_completed
 
     chunks = _chunked(partitions)
@@ -90,7 +91,8 @@ def run(
         while True:
             while waiting <= CHUNK_PARTITIONS // 2 and (chunk := next(chunks, None)):
                 frame = receipts(chunk, recipe, workspace, f"{run_id}-{chunk[0].index}")
-                futures: list[Any] = client.compute(frame.to_delayed())
+                with dask.annotate(priority=_in_input_order):
+                    futures: list[Any] = client.compute(frame.to_delayed())
                 running.update(futures)
                 waiting += len(futures)
             if not waiting:
@@ -98,6 +100,11 @@ def run(
             future: Future = next(running)
             waiting -= 1
             yield from _received(future)
+
+
+def _in_input_order(key: Any) -> int:
+    """Give a task's priority from its key `(name, number in its chunk)`; Dask's own order jumps."""
+    return -int(key[1]) if isinstance(key, tuple) else 0
 
 
 def _received(future: "Future") -> Iterator[Receipt]:

@@ -2,7 +2,6 @@
 
 import html
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -148,10 +147,11 @@ class _Outcome:
 
 
 def _run(job: Job, made: Plan, found: Target, listener: Listener, cluster: Any) -> _Outcome:
-    if receipt := commit.published(found, made):
-        shutil.rmtree(found.workspace, ignore_errors=True)
-        return _Outcome(receipt)
+    left = found.workspace.exists()
     with commit.workspace(found, made) as space:
+        if left and (receipt := commit.published(found, made)):
+            commit.discard(space)
+            return _Outcome(receipt)
         with _runner(job, made, space, listener, cluster) as runner:
             receipts = _collected(made, space, runner, listener)
             needed = commit.amendments(made.partitions, receipts)

@@ -97,7 +97,7 @@ def make(job: Job, sources: Sequence[Source], problems: Problems, types: dict[st
     if sources:
         look = problems.attempt(lambda: inputs.look(sources, infer=job.infer, types=types), empty)
     problems.check()
-    recipe = recipe_for(job, spec, look, frozenset(types))
+    recipe = recipe_for(job, spec, look, tuple(types))
     partitions = _partitions(job, sources)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
@@ -113,7 +113,7 @@ def _named_model(job: Job) -> ModelSpec:
     return identify(job.model)
 
 
-def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: frozenset[str] = frozenset()) -> Recipe:
+def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = ()) -> Recipe:
     """Bind a model to columns, see what it gives, and prove that its rows are independent.
 
     Args:
@@ -204,7 +204,7 @@ def _first_rows(look: Look, binding: Binding, batch_rows: int) -> dict[str, Tens
 def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) -> None:
     """Refuse a text column for numbers if not one of its sampled texts is a number."""
     problems: list[BatchserveError] = []
-    for name in sorted(binding.numeric):
+    for name in binding.numeric:
         bad = [m for m in misfits if m.column == name and m.kind == "CAST"]
         column = look.sample.column(name)
         if bad and len(bad) == len(column) - column.null_count:

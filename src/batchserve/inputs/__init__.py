@@ -95,9 +95,9 @@ class Reading(BaseModel):
     """Every column of a text file in file order, with the type it keeps."""
     columns: tuple[str, ...]
     """The columns somebody wants."""
-    numeric: frozenset[str] = frozenset()
+    numeric: tuple[str, ...] = ()
     """The columns that the model reads as numbers."""
-    fixed: frozenset[str] = frozenset()
+    fixed: tuple[str, ...] = ()
     """The columns whose type the user set."""
     batch_rows: int
     """Rows of one run of the model; readers that can choose give multiples of it."""
