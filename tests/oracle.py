@@ -57,7 +57,7 @@ def _tensor(port: Any, frame: pd.DataFrame, features: Sequence[str]) -> Any:
     kind = port.type.removeprefix("tensor(").removesuffix(")")
     if kind == "string":
         return frame[columns].to_numpy(object)
-    missing = {} if kind == "int64" else {"na_value": np.nan}
+    missing: dict[str, Any] = {} if kind == "int64" else {"na_value": np.nan}
     return np.stack([frame[name].to_numpy(DTYPES[kind], **missing) for name in columns], axis=1)
 
 

@@ -194,8 +194,8 @@ def test_infer_full_reads_every_row(tmp_path: Path, late: Late) -> None:
 
 # -- CSV: an odd text late in the file --------------------------------------------------------
 
-LATE_ROWS = 150_000
-ODD_ROW = 21_000
+LATE_ROWS = 100_000
+ODD_ROW = 15_000
 
 
 @pytest.fixture
@@ -232,6 +232,19 @@ def test_an_odd_text_late_in_the_file_amends_the_plan(
     assert "zip" in done.err.splitlines()[-1]
     assert f"late.csv:{ODD_ROW + 2}" in done.err.splitlines()[-1]
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "told.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("odd", ["1.23456789012345678", "1e400", " 0.5", "00.5", "free"])
+def test_a_double_late_in_the_file_keeps_its_digits(odd: str, tmp_path: Path, late: Late) -> None:
+    """A text that a double would not give back makes a column sampled as double text."""
+    path = late("0")
+    path.write_text(path.read_text().replace(",some_words_here_", ".25,").replace(",0.25,", f",{odd},"))
+
+    report = bs.score(path, tmp_path / "out.parquet", model=tmp_path / "model.onnx", workers=1)
+
+    zips = pq.read_table(tmp_path / "out.parquet")["zip"].slice(ODD_ROW, 2).to_pylist()
+    assert zips == [odd, f"{10_001 + ODD_ROW % 80_000}.25"]
+    assert list(report.amended) == ["zip"]
 
 
 # -- CSV: records -----------------------------------------------------------------------------

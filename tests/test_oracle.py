@@ -2,22 +2,22 @@
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
-import oracle
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, digest
 from distributed import LocalCluster
 
 import batchserve as bs
+import models
+import oracle
+from conftest import Command, digest
 
 ROWS = 3_000
 TEXTS = ("kind", "note")
@@ -38,9 +38,11 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
+        """Return the options of `score` that fill the model's inputs."""
         return {"model": self.path, "features": self.features, "on_null": self.on_null}
 
     def expected(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """Return the oracle's predictions."""
         return oracle.predict(self.path, frame, self.features)
 
 
@@ -116,7 +118,7 @@ def partition_size(paths: Sequence[Path], partitions: int) -> int:
     """Return the size that cuts 5 equal files, or 10 equal row groups, or one text, into so many."""
     if paths[0].suffix == ".parquet":
         metadata = pq.read_metadata(paths[0])
-        total = sum(metadata.row_group(i).total_byte_size for i in range(GROUPS))
+        total = sum(int(metadata.row_group(i).total_byte_size) for i in range(GROUPS))
         return total // partitions + total // 50
     total = sum(path.stat().st_size for path in paths)
     return total // partitions + total // (9 if len(paths) > 1 else 1_000)
@@ -131,9 +133,6 @@ def assert_equal(output: Path, case: Case, frame: pd.DataFrame) -> None:
     plain = pd.read_parquet(output, columns=list(expected))
     for name, values in expected.items():
         assert oracle.same(plain[name], values), name
-
-
-Score = Callable[..., bs.Report]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -223,26 +222,39 @@ def test_predictions_are_never_null(
     assert table["a"].null_count > 0
 
 
+HEADER = "a,b,c,d,i,y,kind\n"
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("output", ["out.parquet", "out"])
 def test_a_csv_with_only_a_header_gives_an_empty_output(
-    name: str, output: str, cases: dict[str, Case], tmp_path: Path, command: Command
+    name: str, output: str, cases: dict[str, Case], tmp_path: Path
 ) -> None:
-    """No rows in is no rows out: exit 0 and a valid Parquet output with the planned columns."""
+    """No rows in is no rows out: the output has the prediction columns that one row would give."""
     case = cases[name]
-    columns = ["a", "b", "c", "d", "i", "y", "kind"]
-    (tmp_path / "in.csv").write_text(",".join(columns) + "\n")
-    (tmp_path / "one.csv").write_text(",".join(columns) + "\n1.5,2.5,3.5,4.5,5,6.5,red\n")
-    features = ["--features", ",".join(case.features)] if case.features else []
+    options: Any = {"model": case.path, "features": case.features}
+    (tmp_path / "none.csv").write_text(HEADER)
+    (tmp_path / "one.csv").write_text(HEADER + "1.5,2.5,3.5,4.5,5,6.5,red\n")
 
-    empty = command("score", "in.csv", output, "--model", case.path, *features)
-    bs.score(tmp_path / "one.csv", tmp_path / "one.parquet", model=case.path, features=case.features)
+    report = bs.score(tmp_path / "none.csv", tmp_path / output, **options)
+    bs.score(tmp_path / "one.csv", tmp_path / "one.parquet", **options)
 
-    assert empty.returncode == 0, empty.stderr
-    table, one = pq.read_table(tmp_path / output), pq.read_table(tmp_path / "one.parquet")
-    assert table.num_rows == 0
-    assert table.column_names == one.column_names
-    assert table.schema.types[len(columns) :] == one.schema.types[len(columns) :]
+    none, one = pq.read_table(tmp_path / output), pq.read_table(tmp_path / "one.parquet")
+    assert report.rows == none.num_rows == 0
+    assert none.column_names == one.column_names
+    assert none.schema.types[7:] == one.schema.types[7:]
+
+
+def test_the_command_takes_a_csv_with_only_a_header(
+    cases: dict[str, Case], tmp_path: Path, command: Command
+) -> None:
+    """A CSV without rows is no error of the command: exit 0 and a Parquet file that all can read."""
+    (tmp_path / "none.csv").write_text(HEADER)
+
+    done = command("score", "none.csv", "out.parquet", "--model", cases["named"].path)
+
+    assert done.returncode == 0, done.stderr
+    assert list(pd.read_parquet(tmp_path / "out.parquet").columns) == [*HEADER.strip().split(","), "score"]
 
 
 @pytest.mark.parametrize("name", ["mean_mixer", "quantised_mixer"])

@@ -48,6 +48,11 @@ class Binding(BaseModel, frozen=True):
         return tuple(dict.fromkeys(name for feed in self.feeds for name in feed.columns))
 
     @property
+    def null_rules(self) -> dict[str, NullPolicy]:
+        """What a null becomes, per column."""
+        return {n: rule for feed in self.feeds for n, rule in zip(feed.columns, feed.nulls, strict=True)}
+
+    @property
     def numeric(self) -> tuple[str, ...]:
         """The columns that some input reads as numbers, once, in order of first use."""
         return tuple(dict.fromkeys(n for f in self.feeds if f.dtype != "object" for n in f.columns))

@@ -242,8 +242,8 @@ def _score(settings: "Settings", inputs: list[str], output: str) -> None:
 
 def _provenance(settings: "Settings") -> dict[str, str]:
     values = settings.job.model_dump(by_alias=True)
-    origins = settings.origins
-    return {key: f"{value}  ({origins.get(key, 'default')})" for key, value in values.items()}
+    said = {key: f"{values[key]}  ({origin})" for key, origin in settings.origins.items()}
+    return said | {"default": ", ".join(key for key in values if key not in said)}
 
 
 @contextmanager

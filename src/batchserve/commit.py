@@ -36,6 +36,9 @@ class OutputReceipt(BaseModel, frozen=True):
     rows_out: int
     rows_rejected: int
     nulls: dict[str, int]
+    """Nulls met in columns of the model, where there were any."""
+    null_rules: dict[str, str]
+    """What they became: nan or fill=VALUE."""
     row_groups: tuple[RowGroup, ...]
     footer_sha256: str
     """Of everything after the last row group; empty for a dataset."""
@@ -218,6 +221,7 @@ def _span(group: Any) -> tuple[int, int]:
 
 def _summed(found: Target, plan: Plan, receipts: Sequence[Receipt], footer_sha256: str) -> OutputReceipt:
     facts = [receipt.facts for receipt in receipts]
+    rules = plan.recipe.binding.null_rules
     nulls: dict[str, int] = {}
     for fact in facts:
         for column, count in fact.nulls.items():

@@ -191,9 +191,9 @@ def summary_lines(report: Report) -> list[str]:
         f"{report.path}: {report.rows:,} rows from {source} ({sizes})",
         f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
     ]
-    nulls = [f"{column} {count:,}" for column, count in receipt.nulls.items() if count]
-    if nulls:
-        lines.append(f"  nulls the model saw: {', '.join(nulls)}")
+    for column, count in receipt.nulls.items():
+        became = receipt.null_rules[column].removeprefix("fill=").replace("nan", "NaN")
+        lines.append(f"  {column}: {count:,} null{'s' * (count != 1)} became {became}")
     lines += [f"  {column} has another type since {place}" for column, place in report.amended.items()]
     return lines
 
@@ -212,6 +212,7 @@ def report_json(report: Report, settings: Settings) -> str:
             "rows_out": receipt.rows_out,
             "rows_rejected": receipt.rows_rejected,
             "nulls": receipt.nulls,
+            "null_rules": receipt.null_rules,
             "seconds": round(report.seconds, 3),
             "rows_per_s": round(report.rows_per_s),
             "bytes_in": report.bytes_in,

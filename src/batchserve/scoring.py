@@ -158,7 +158,8 @@ def _bound(block: Block, recipe: Recipe, tally: Tally) -> Encoded:
         rows, misfits = codec.encode(block.batch, recipe.binding, recipe.keep)
         tally.rows_in += block.batch.num_rows
         for name in recipe.binding.columns:
-            tally.nulls[name] += block.batch.column(name).null_count
+            if nulls := block.batch.column(name).null_count:
+                tally.nulls[name] += nulls
         return _without(rows, misfits, block, tally) if misfits else rows
 
 
