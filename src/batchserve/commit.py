@@ -7,7 +7,7 @@ complete, synced and checked byte for byte against the receipts.
 
 import itertools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -221,19 +221,29 @@ def _span(group: Any) -> tuple[int, int]:
 
 def _summed(found: Target, plan: Plan, receipts: Sequence[Receipt], footer_sha256: str) -> OutputReceipt:
     facts = [receipt.facts for receipt in receipts]
+    nulls = _added([f.nulls for f in facts])
     rules = plan.recipe.binding.null_rules
-    nulls: dict[str, int] = {}
-    for fact in facts:
-        for column, count in fact.nulls.items():
-            nulls[column] = nulls.get(column, 0) + count
     return OutputReceipt(
-        plan_id=plan.plan_id, output=found.path.name, rows_in=sum(f.rows_in for f in facts),
+        plan_id=plan.plan_id,
+        output=found.path.name,
+        rows_in=sum(f.rows_in for f in facts),
         rows_out=sum(r.rows_out for r in receipts),
-        rows_rejected=sum(f.rows_rejected for f in facts), nulls=nulls,
-        row_groups=tuple(g for r in receipts for g in r.row_groups), footer_sha256=footer_sha256,
-        seconds=outputs.merge_seconds([f.seconds for f in facts]),
-        model_sha256=plan.recipe.model.sha256, versions=plan.versions, inputs=plan.sources,
-    )  # fmt: skip
+        rows_rejected=sum(f.rows_rejected for f in facts),
+        nulls={name: int(count) for name, count in nulls.items()},
+        null_rules={name: str(rule) for name, rule in rules.items() if name in nulls},
+        row_groups=tuple(g for r in receipts for g in r.row_groups),
+        footer_sha256=footer_sha256,
+        seconds=_added([f.seconds for f in facts]),
+        model_sha256=plan.recipe.model.sha256,
+        versions=plan.versions,
+        inputs=plan.sources,
+    )
+
+
+def _added(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Add numbers up by name."""
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: sum(each.get(name, 0) for each in counts) for name in names}
 
 
 def _write_receipt(temporary: Path, path: Path, receipt: OutputReceipt) -> None:

@@ -1,7 +1,7 @@
 """Writes one part and its receipt. The receipt is the commit: the first one linked wins."""
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,9 +184,3 @@ def open_part(workspace: Workspace, name: str, schema: pa.Schema) -> Iterator[Pa
 def _dictionaries(schema: pa.Schema) -> list[str]:
     """Return the columns worth a dictionary: floats rarely repeat, and cost 4-5 times as much."""
     return [f.name for f in schema if not (pa.types.is_floating(f.type) or pa.types.is_nested(f.type))]
-
-
-def merge_seconds(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Add up seconds per stage."""
-    stages = dict.fromkeys(stage for seconds in facts for stage in seconds)
-    return {stage: sum(seconds.get(stage, 0.0) for seconds in facts) for stage in stages}
