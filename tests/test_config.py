@@ -255,11 +255,11 @@ def test_an_unknown_keyword_is_told() -> None:
 
 
 @pytest.mark.parametrize("text", ["limit 3", "limit = ", "limit = 1\nlimit = 2", "= 3"])
-def test_what_is_no_toml_is_told_with_its_line(text: str) -> None:
-    """A file that is no TOML is told by name and line."""
+def test_what_is_no_toml_is_told_with_its_place(text: str) -> None:
+    """A file that is no TOML is told by name and place."""
     Path("batchserve.toml").write_text(text)
 
-    with pytest.raises(UsageError, match=r"^batchserve\.toml: is no TOML: .*line \d"):
+    with pytest.raises(UsageError, match=r"^batchserve\.toml: is no TOML: .*(line \d|end of document)"):
         load({}, [], environment={})
 
 

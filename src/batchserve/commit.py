@@ -301,7 +301,7 @@ def published(found: Target, plan: Plan) -> OutputReceipt | None:
     """
     if not found.path.exists() or published_plan_id(found) != plan.plan_id:
         return None
-    with translated(found.receipt):
-        if not found.receipt.exists():
-            return None
+    try:
         return OutputReceipt.model_validate_json(found.receipt.read_bytes())
+    except (OSError, ValueError):
+        return None  # without its receipt it does not count as published
