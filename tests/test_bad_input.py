@@ -246,7 +246,7 @@ CASES = (
     ),
     Bad("output-folder-missing", f"iris.csv gone/{O} {M}", 73, ("gone: no such folder", "mkdir -p")),
     Bad("output-under-file", f"iris.csv plainfile/{O} {M}", 73, ("plainfile: no such folder", "hint:")),
-    Bad("output-unnamed", f"iris.csv {M}", 2, ("INPUT...", "score -h")),
+    Bad("output-unnamed", f"iris.csv {M}", 2, ("Missing argument 'INPUT'", "score -h")),
     Bad("option-unknown", f"iris.csv {O} {M} --overwrit", 2, ("--overwrit", "--overwrite")),
     Bad(
         "on-null-nonsense", f"iris.csv {O} {M} --on-null maybe", 70,

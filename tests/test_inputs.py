@@ -238,7 +238,9 @@ def test_an_odd_text_late_in_the_file_amends_the_plan(
 def test_a_double_late_in_the_file_keeps_its_digits(odd: str, tmp_path: Path, late: Late) -> None:
     """A text that a double would not give back makes a column sampled as double text."""
     path = late("0")
-    path.write_text(path.read_text().replace(",some_words_here_", ".25,").replace(",0.25,", f",{odd},"))
+    path.write_text(
+        path.read_text().replace(",some_words_here_", ".25,words_here_").replace(",0.25,", f",{odd},")
+    )
 
     report = bs.score(path, tmp_path / "out.parquet", model=tmp_path / "model.onnx", workers=1)
 

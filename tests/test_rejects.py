@@ -172,9 +172,9 @@ def test_examples_come_in_the_order_of_the_inputs(tmp_path: Path, capsys: pytest
     ]
 
 
-@pytest.mark.parametrize(("rule", "expected"), [("fill=9", 18.0), ("nan", None)])
+@pytest.mark.parametrize(("rule", "expected", "told"), [("fill=9", 18.0, "9"), ("nan", None, "NaN")])
 def test_what_the_message_advises_works(
-    rule: str, expected: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rule: str, expected: float | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The --on-null that a refusal advises lets the same rows through."""
     path = tmp_path / "rows.csv"
@@ -189,7 +189,7 @@ def test_what_the_message_advises_works(
     scores = pq.read_table(tmp_path / "out.parquet")["y"].to_pandas()
     assert scores[0] == 2.0
     assert scores[1] == expected if expected is not None else scores.isna()[1]
-    assert "nulls the model saw: x 1" in done.err
+    assert f"x: 1 null became {told}" in done.err
 
 
 def test_a_row_at_fault_in_two_columns_is_counted_once(tmp_path: Path) -> None:

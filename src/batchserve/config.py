@@ -156,6 +156,7 @@ class _Layer:
     values: dict[str, Any]
     origin: str
     lines: dict[str, int]
+    problems: tuple[BatchserveError, ...] = ()
 
 
 def load(
@@ -218,14 +219,11 @@ def _file_layer(path: Path, *, beside: bool) -> _Layer:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: is no TOML: {error}", "mend that line") from None
     lines = {key: _line_of(key, text) for key in values}
-    raise_all(list(_key_problems(path, values, lines, beside=beside)))
-    if isinstance(values.get("model"), str):
-        model = path.parent / values["model"]
-        if beside and not model.resolve().is_relative_to(path.parent.resolve()):
-            message = f"{path}:{lines['model']}: model {values['model']} lies outside its folder"
-            raise UsageError(message, f"to use it all the same: --model {model}")
-        values["model"] = str(model)
-    return _Layer(values, str(path), lines)
+    problems = tuple(_key_problems(path, values, lines, beside=beside))
+    known = {key: value for key, value in values.items() if key in FIELDS}
+    if isinstance(known.get("model"), str):
+        known["model"] = str(path.parent / known["model"])
+    return _Layer(known, str(path), lines, problems)
 
 
 def _line_of(key: str, text: str) -> int:
@@ -244,6 +242,13 @@ def _key_problems(
         elif beside and key not in BESIDE_MAY_SET:
             message = f"{where}: may not be set by a config found beside the inputs"
             yield UsageError(message, f"say it as a flag, or trust the file: --config {path}")
+        elif beside and key == "model" and not _is_under(path.parent / str(values[key]), path.parent):
+            message = f"{where}: {values[key]} lies outside the folder of its config"
+            yield UsageError(message, f"to use it all the same: --model {path.parent / str(values[key])}")
+
+
+def _is_under(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _env_layer(env: Mapping[str, str]) -> _Layer:
@@ -253,13 +258,15 @@ def _env_layer(env: Mapping[str, str]) -> _Layer:
 
 
 def _validated(values: dict[str, Any], origins: Mapping[str, str], layers: Sequence[_Layer]) -> Job:
+    problems: list[BatchserveError] = [p for layer in layers for p in layer.problems]
+    lines = {key: line for layer in layers for key, line in layer.lines.items()}
     try:
-        return Job.model_validate(values)
+        job = Job.model_validate(values)
     except ValidationError as error:
-        lines = {key: line for layer in layers for key, line in layer.lines.items()}
-        problems = [_problem(detail, origins, lines) for detail in error.errors()]
-        raise_all(problems)
-        raise  # not reached: an error has at least one detail
+        problems += [_problem(detail, origins, lines) for detail in error.errors()]
+        job = Job()
+    raise_all(problems)
+    return job
 
 
 def _problem(detail: Any, origins: Mapping[str, str], lines: Mapping[str, int]) -> UsageError:

@@ -91,8 +91,9 @@ def run(
         while True:
             while waiting <= CHUNK_PARTITIONS // 2 and (chunk := next(chunks, None)):
                 frame = receipts(chunk, recipe, workspace, f"{run_id}-{chunk[0].index}")
+                delayed = frame.to_delayed()
                 with dask.annotate(priority=_in_input_order):
-                    futures: list[Any] = client.compute(frame.to_delayed())
+                    futures: list[Any] = client.compute(delayed)
                 running.update(futures)
                 waiting += len(futures)
             if not waiting:
