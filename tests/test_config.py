@@ -211,7 +211,7 @@ def test_a_file_beside_may_not_name_a_model_elsewhere(model: str) -> None:
     Path("data/link.onnx").symlink_to(Path("m.onnx").resolve())
     Path("data/batchserve.toml").write_text(f'model = "{model}"\n')
 
-    with pytest.raises(UsageError, match=r"batchserve\.toml:1: model .* lies outside its folder"):
+    with pytest.raises(UsageError, match=r"batchserve\.toml:1: model.* lies outside"):
         load({}, ["data/a.csv"], environment={})
 
 

@@ -205,11 +205,13 @@ def demo(
     from importlib import resources
 
     from batchserve import config
+    from batchserve.storage import translated
 
     home = Path(folder)
-    home.mkdir(parents=True, exist_ok=True)
-    for entry in resources.files("batchserve").joinpath("demo").iterdir():
-        shutil.copyfile(str(entry), home / entry.name)
+    with translated(folder):
+        home.mkdir(parents=True, exist_ok=True)
+        for entry in resources.files("batchserve").joinpath("demo").iterdir():
+            shutil.copyfile(str(entry), home / entry.name)
     inputs = [str(home / "flights.csv")]
     _score(config.load({"overwrite": True}, inputs), inputs, str(home / "flights.parquet"))
 

@@ -60,12 +60,12 @@ def opened(path: str, *, gzip: bool) -> Iterator[BinaryIO]:
             with Path(path).open("rb", buffering=0) as file:
                 yield cast("BinaryIO", file)
             return
-        from isal import igzip, isal_zlib
+        from isal import igzip, igzip_lib
 
         try:
             with igzip.open(path, "rb") as unpacked:
                 yield cast("BinaryIO", unpacked)
-        except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as error:
             message = f"{path}: the gzip stream is damaged or cut off ({error})"
             raise DataError(message, "fetch or pack the file again") from error
 
