@@ -10,13 +10,10 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import pq_glue
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from batchserve import outputs, planning, storage
+from batchserve import glue, outputs, planning, storage
 from batchserve.errors import OutputError, StorageError
 from batchserve.inputs import Partition, Source
 from batchserve.outputs import Amendment, Receipt, RowGroup, Workspace
@@ -172,9 +169,9 @@ def _publish_file(
 ) -> OutputReceipt:
     temporary = space.file(f"output.{uuid.uuid4().hex[:12]}.tmp")
     filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
-    _glue([space.file(r.part) for r in filled], temporary)
-    storage.sync_file(temporary)
-    receipt = _summed(found, plan, receipts, _checked(temporary, filled, plan))
+    expected = [group for receipt in filled for group in receipt.row_groups]
+    groups, footer_sha256 = glue.join([space.file(r.part) for r in filled], expected, temporary)
+    receipt = _summed(found, plan, receipts, groups, footer_sha256)
     if found.path.exists() and not overwrite:
         raise _appeared(found)
     _write_receipt(space.file("receipt.json.tmp"), found.receipt, receipt)
@@ -182,44 +179,9 @@ def _publish_file(
     return receipt
 
 
-def _glue(parts: Sequence[Path], output: Path) -> None:
-    """Copy the parts' row groups byte for byte; re-encode where pq-glue refuses."""
-    try:
-        pq_glue.concat([str(part) for part in parts], str(output))
-    except ValueError as error:
-        raise StorageError(f"{output}: the parts cannot be put together: {error}", "report this") from error
-
-
-def _checked(path: Path, receipts: Sequence[Receipt], plan: Plan) -> str:
-    """Compare the glued file with the receipts; return the digest of its footer.
-
-    Raises:
-        StorageError: A byte differs: a disk or memory fault since the part was written.
-    """
-    expected = [group for receipt in receipts for group in receipt.row_groups]
-    with pq.ParquetFile(path, page_checksum_verification=True) as file, path.open("rb") as raw:
-        metadata = file.metadata
-        same = metadata.num_row_groups == len(expected) and file.schema_arrow.equals(plan.recipe.schema_)
-        end = 4
-        for i, group in enumerate(expected if same else []):
-            start, stop = _span(metadata.row_group(i))
-            same = same and metadata.row_group(i).num_rows == group.rows and stop - start == group.size_bytes
-            same = same and storage.range_sha256(raw, start, stop) == group.sha256
-            end = stop
-        if not same:
-            raise StorageError(f"{path}: differs from what was scored", "run it again; check the disk")
-        for i in sorted({0, metadata.num_row_groups - 1} if expected else set()):
-            file.read_row_group(i, use_threads=False)
-        return storage.range_sha256(raw, end, path.stat().st_size)
-
-
-def _span(group: Any) -> tuple[int, int]:
-    chunks = [group.column(i) for i in range(group.num_columns)]
-    starts = [c.dictionary_page_offset or c.data_page_offset for c in chunks]
-    return min(starts), max(s + c.total_compressed_size for s, c in zip(starts, chunks, strict=True))
-
-
-def _summed(found: Target, plan: Plan, receipts: Sequence[Receipt], footer_sha256: str) -> OutputReceipt:
+def _summed(
+    found: Target, plan: Plan, receipts: Sequence[Receipt], groups: Sequence[RowGroup], footer_sha256: str
+) -> OutputReceipt:
     facts = [receipt.facts for receipt in receipts]
     nulls = _added([f.nulls for f in facts])
     rules = plan.recipe.binding.null_rules
@@ -231,7 +193,7 @@ def _summed(found: Target, plan: Plan, receipts: Sequence[Receipt], footer_sha25
         rows_rejected=sum(f.rows_rejected for f in facts),
         nulls={name: int(count) for name, count in nulls.items()},
         null_rules={name: str(rule) for name, rule in rules.items() if name in nulls},
-        row_groups=tuple(g for r in receipts for g in r.row_groups),
+        row_groups=tuple(groups),
         footer_sha256=footer_sha256,
         seconds=_added([f.seconds for f in facts]),
         model_sha256=plan.recipe.model.sha256,
@@ -281,7 +243,8 @@ def _publish_dataset(
         parts.append({"name": name, "rows": receipt.rows_out, "sha256": receipt.sha256})
     manifest = Manifest(plan_id=plan.plan_id, parts=tuple(parts))
     storage.write_durable(stage / META_DIR / "manifest.json", manifest.model_dump_json(indent=1).encode())
-    receipt_ = _summed(found, plan, receipts, "")
+    groups = [group for receipt in receipts for group in receipt.row_groups]
+    receipt_ = _summed(found, plan, receipts, groups, "")
     storage.write_durable(stage / META_DIR / "receipt.json", receipt_.model_dump_json(indent=1).encode())
     storage.sync_dir(stage / META_DIR)
     storage.sync_dir(stage)

@@ -159,6 +159,7 @@ def _run(job: Job, made: Plan, found: Target, listener: Listener, cluster: Any) 
             return _Outcome(None, amended=needed)
         ordered = [receipts[p.index] for p in made.partitions]
         _check_rejects(made, space, ordered)
+        files.check_unchanged(made.sources)
         listener.on(events.Publishing(parts=len(ordered)))
         receipt = commit.publish(found, made, space, ordered, overwrite=job.overwrite)
         commit.discard(space)

@@ -68,7 +68,9 @@ class Session:
     """An onnxruntime session that gives only our errors. Threads may share it."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        with translated_errors(spec.path):
+        with translated_errors(spec.path), warnings.catch_warnings():
+            # "provider is not in available provider names" is only a warning to onnxruntime.
+            warnings.simplefilter("error", UserWarning)
             self._session = _open(spec.path)
 
     def run(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
@@ -128,9 +130,7 @@ def translated_errors(path: str) -> Iterator[None]:
     so every `Exception` that is not already ours is taken.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            yield
+        yield
     except ModelError:
         raise
     except Exception as error:

@@ -114,7 +114,7 @@ class PartWriter:
         attempt = f"{name}.{uuid.uuid4().hex[:12]}.parquet"
         self._sink = storage.create(workspace.file(attempt))
         self._writer = pq.ParquetWriter(
-            self._sink, self._schema, compression=COMPRESSION, use_dictionary=_dictionaries(schema),
+            self._sink, self._schema, compression=COMPRESSION, use_dictionary=dictionaries(schema),
             write_page_checksum=True,
         )  # fmt: skip
         self._sink.section_sha256()  # the magic bytes belong to no row group
@@ -181,6 +181,6 @@ def open_part(workspace: Workspace, name: str, schema: pa.Schema) -> Iterator[Pa
             raise
 
 
-def _dictionaries(schema: pa.Schema) -> list[str]:
+def dictionaries(schema: pa.Schema) -> list[str]:
     """Return the columns worth a dictionary: floats rarely repeat, and cost 4-5 times as much."""
     return [f.name for f in schema if not (pa.types.is_floating(f.type) or pa.types.is_nested(f.type))]

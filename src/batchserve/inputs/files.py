@@ -133,3 +133,19 @@ def _source(path: Path) -> Source:
 
 
 _RENAME = "give it the suffix of what it is"
+
+
+def check_unchanged(sources: Sequence[Source]) -> None:
+    """Check that no input was written to since the plan was made.
+
+    Raises:
+        DataError: A file has another size or time: its rows may be of two versions.
+    """
+    problems: list[BatchserveError] = []
+    for source in sources:
+        with translated(source.path):
+            status = Path(source.path).stat()
+        if (status.st_size, status.st_mtime_ns) != (source.size_bytes, source.mtime_ns):
+            message = f"{source.path}: was changed while it was read"
+            problems.append(DataError(message, "run it again when nobody writes to it"))
+    raise_all(problems)

@@ -65,7 +65,7 @@ def opened(path: str, *, gzip: bool) -> Iterator[BinaryIO]:
         try:
             with igzip.open(path, "rb") as unpacked:
                 yield cast("BinaryIO", unpacked)
-        except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # isal types a class as an instance
             message = f"{path}: the gzip stream is damaged or cut off ({error})"
             raise DataError(message, "fetch or pack the file again") from error
 
