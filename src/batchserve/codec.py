@@ -105,7 +105,7 @@ class Encoded:
     @property
     def rows(self) -> int:
         """Rows held; every tensor has as many."""
-        return int(self.kept.num_rows)
+        return len(next(iter(self.tensors.values())))
 
     def slice(self, start: int, stop: int) -> "Encoded":
         """Return rows `start` to `stop` without copying."""

@@ -136,7 +136,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     problems.check()
     batch_rows = _batch_rows(job, signature)
     tensors = _first_rows(look, binding, batch_rows)
-    predictions = _observed(session, names, job.prefix, tensors, batch_rows)
+    predictions, added = _observed(session, names, job.prefix, tensors, batch_rows)
     _check_clash(predictions, keep)
     if not job.rows_depend:
         prove(spec, session, predictions, tensors, batch_rows)
@@ -144,10 +144,10 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     reading = Reading(
         schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows
     )
-    schema = _schema(look.schema, keep, session, predictions, tensors, batch_rows)
+    kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
     return Recipe(
         model=spec, reading=reading, binding=binding, predictions=predictions, keep=keep,
-        schema_=schema, batch_rows=batch_rows, limit=job.limit,
+        schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
     )  # fmt: skip
 
 
@@ -206,8 +206,10 @@ def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) 
     problems: list[BatchserveError] = []
     for name in binding.numeric:
         bad = [m for m in misfits if m.column == name and m.kind == "CAST"]
-        column = look.sample.column(name)
-        if bad and len(bad) == len(column) - column.null_count:
+        if not bad:
+            continue
+        texts = codec.without_null_texts(look.sample.column(name))
+        if len(bad) == len(texts) - texts.null_count:
             message = f"column {name} holds text ({bad[0].value!r}), the model wants numbers"
             problems.append(ModelError(message, "map another column: --map INPUT=COLUMN"))
     raise_all(problems)
@@ -215,14 +217,12 @@ def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) 
 
 def _observed(
     session: Session, names: Sequence[str], prefix: str, tensors: dict[str, Tensor], batch_rows: int
-) -> tuple[Prediction, ...]:
+) -> tuple[tuple[Prediction, ...], list[pa.Field]]:
     """Run the model once to see what its outputs really are: shapes may be symbolic."""
     batch = {name: padded(tensor, batch_rows) for name, tensor in tensors.items()}
-    outputs = session.run(names, batch)
-    return tuple(
-        codec.observe(name, prefix + name, values, batch_rows)
-        for name, values in zip(names, outputs, strict=True)
-    )
+    values = dict(zip(names, session.run(names, batch), strict=True))
+    seen = tuple(codec.observe(n, prefix + n, each, batch_rows) for n, each in values.items())
+    return seen, [pa.field(p.column, codec.decode(p, values[p.output]).type) for p in seen]
 
 
 def _check_clash(predictions: Sequence[Prediction], keep: Sequence[str]) -> None:
@@ -230,18 +230,6 @@ def _check_clash(predictions: Sequence[Prediction], keep: Sequence[str]) -> None
     if clash:
         message = f"column {', '.join(clash)}: is in the input and would be an output of the model too"
         raise UsageError(message, "name the predictions apart: --prefix model_")
-
-
-def _schema(
-    schema: pa.Schema, keep: Sequence[str], session: Session, predictions: Sequence[Prediction],
-    tensors: dict[str, Tensor], batch_rows: int,
-) -> pa.Schema:  # fmt: skip
-    names = [p.output for p in predictions]
-    batch = {name: padded(tensor, batch_rows) for name, tensor in tensors.items()}
-    arrays = [codec.decode(p, v) for p, v in zip(predictions, session.run(names, batch), strict=True)]
-    kept = [schema.field(name).with_nullable(nullable=True) for name in keep]
-    added = [pa.field(p.column, a.type) for p, a in zip(predictions, arrays, strict=True)]
-    return pa.schema([*kept, *added])
 
 
 def _partitions(job: Job, sources: Sequence[Source]) -> tuple[Partition, ...]:

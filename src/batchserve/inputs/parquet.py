@@ -11,7 +11,7 @@ from batchserve.errors import BatchserveError, DataError, UsageError, raise_all
 from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, drift
 from batchserve.storage import translated
 
-_RUNS_PER_BATCH = 16
+_LEAST_BATCH_ROWS = 16_384
 _SAMPLE_ROWS = 4096
 _READ_BUFFER_BYTES = 1 << 20
 
@@ -109,11 +109,14 @@ def _range(source: Source, start: int, stop: int, record: int, size: int) -> Sli
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
     """Read a range of row groups as record batches, then give its extent in row groups."""
     base = part.first_record
+    runs = max(1, _LEAST_BATCH_ROWS // reading.batch_rows)
     with _opened(part.path) as file:
         batches = file.iter_batches(
-            _RUNS_PER_BATCH * reading.batch_rows, row_groups=list(range(part.start, part.stop)),
-            columns=list(reading.columns), use_threads=False,
-        )  # fmt: skip
+            runs * reading.batch_rows,
+            row_groups=list(range(part.start, part.stop)),
+            columns=list(reading.columns),
+            use_threads=False,
+        )
         for batch in batches:
             yield Block(_plain(batch.select(list(reading.columns))), part.path, base)
             base += batch.num_rows
