@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from batchserve.api import plan, score, scored
     from batchserve.errors import BatchserveError
     from batchserve.frames import Model
-    from batchserve.job import Report
     from batchserve.planning import Plan
+    from batchserve.report import Report
 
 __version__ = "0.1.0"
 __all__ = ["BatchserveError", "Model", "Plan", "Report", "plan", "score", "scored"]
@@ -28,7 +28,7 @@ _HOMES = {
     "BatchserveError": "errors",
     "Model": "frames",
     "Plan": "planning",
-    "Report": "job",
+    "Report": "report",
     "plan": "api",
     "score": "api",
     "scored": "api",

@@ -6,13 +6,13 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Unpack
 
 from batchserve import config as configuration
-from batchserve import frames, job
+from batchserve import frames, job, report
 from batchserve.config import Options
 from batchserve.errors import UsageError
 from batchserve.events import Listener, Silent
-from batchserve.job import Report
 from batchserve.outputs import Workspace
 from batchserve.planning import Plan, footer
+from batchserve.report import Report
 from batchserve.target import Target
 
 if TYPE_CHECKING:
@@ -137,13 +137,13 @@ class Preview:
 
     def facts(self) -> dict[str, str]:
         """Return what the job would do, in words."""
-        return job.plan_facts(self.plan)
+        return report.plan_facts(self.plan)
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<12} {text}" for name, text in self.facts().items())
 
     def _repr_html_(self) -> str:
-        return job.table_html("batchserve plan", self.facts())
+        return report.table_html("batchserve plan", self.facts())
 
 
 def _given(inputs: Paths) -> list[str]:

@@ -169,13 +169,13 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     Example: batchserve plan flights.csv --model model.onnx
     """
     settings = _settings(ctx, inputs, config)
-    from batchserve import console, job
+    from batchserve import console, job, report, runner
 
     made, _ = job.plan(settings.job, inputs)
     if settings.job.json_:
         console.out(made.model_dump_json(indent=1))
         return
-    console.table("plan", job.plan_facts(made) | {"runs": job.where_it_runs(settings.job, made)})
+    console.table("plan", report.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)})
     console.table("config", _provenance(settings))
 
 

@@ -18,7 +18,7 @@ from batchserve import events
 from batchserve.config import Settings
 from batchserve.errors import BatchserveError
 from batchserve.events import Event
-from batchserve.job import Report, human_bytes
+from batchserve.report import Report, human_bytes
 
 _PLAIN_EVERY_S = 10.0
 

@@ -1,0 +1,158 @@
+"""What a job would do, did, or could not do, as values and words for people."""
+
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchserve import inputs
+from batchserve.binding import Feed
+from batchserve.commit import OutputReceipt
+from batchserve.errors import DataError
+from batchserve.inputs import Source
+from batchserve.planning import Plan
+from batchserve.rejects import Place, Reject, RejectGroup
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished job did."""
+
+    path: str
+    """The output."""
+    receipt: OutputReceipt
+    """What stands beside the output: rows, nulls, versions, digests."""
+    partitions: int
+    workers: int
+    in_place: bool
+    """True when one partition was scored in this process, without Dask."""
+    seconds: float
+    bytes_in: int
+    size_bytes: int
+    amended: dict[str, str]
+    """Columns that became text (or double) on the way, with the place that showed it."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in the output."""
+        return self.receipt.rows_out
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows per second of wall time."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows in {self.path} ({self.rows_per_s:,.0f} rows/s)"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "output": self.path, "rows": f"{self.rows:,}", "seconds": f"{self.seconds:.2f}",
+            "rows/s": f"{self.rows_per_s:,.0f}", "partitions": self.partitions,
+            "workers": self.workers, "plan": self.receipt.plan_id[:12],
+        }  # fmt: skip
+        return table_html("batchserve report", facts)
+
+
+def table_html(title: str, facts: dict[str, Any]) -> str:
+    """Return a two-column HTML table, everything escaped."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(k)}</th>"
+        f"<td style='text-align:left'>{html.escape(str(v))}</td></tr>"
+        for k, v in facts.items()
+    )
+    return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"
+
+
+def rejected(made: Plan, rows_in: int, groups: Sequence[RejectGroup]) -> DataError:
+    """Build the error for rows that cannot be scored: how many, where, and the ways on."""
+    total = sum(group.rows for group in groups)
+    lines = [f"{total:,} of {rows_in:,} rows cannot be scored; nothing was published"]
+    for group in groups:
+        column = f" {group.column}" if group.column else ""
+        lines.append(f"  {group.kind}{column}: {group.rows:,} row{'s' if group.rows > 1 else ''}")
+        lines += [f"    {_shown(example, made.sources)}" for example in group.examples]
+    return DataError("\n".join(lines), "; ".join(dict.fromkeys(map(_way_on, groups))))
+
+
+def _shown(reject: Reject, sources: Sequence[Source]) -> str:
+    value = f" {reject.value!r}" if reject.value else ""
+    return f"{where(reject.place, sources)}:{value} {reject.reason}"
+
+
+def _way_on(group: RejectGroup) -> str:
+    if group.kind == "MISSING":
+        name = group.column
+        return f"say what a null is: --on-null {name}:nan or --on-null {name}:fill=VALUE"
+    if group.kind == "PARSE":
+        return "correct these records"
+    return f"correct {group.column}, or read another column: --map INPUT=COLUMN"
+
+
+def where(place: Place, sources: Sequence[Source]) -> str:
+    """Return a place as people write it: file and line, or file and row for Parquet.
+
+    The line is counted only now, from the byte offset.
+    """
+    if place.byte_offset is None:
+        return f"{shortest(place.path)} row {(place.record or 0) + 1:,}"
+    packed = next((source.gzip for source in sources if source.path == place.path), False)
+    return f"{shortest(place.path)}:{inputs.line_of(place, gzip=packed)}"
+
+
+def shortest(path: str) -> str:
+    """Return a path relative to the working folder where that is shorter."""
+    relative = os.path.relpath(path)
+    return min(path, relative, key=len)
+
+
+def plan_facts(made: Plan) -> dict[str, str]:
+    """Return what a plan will do, as words for people."""
+    recipe, binding = made.recipe, made.recipe.binding
+    size = sum(source.size_bytes for source in made.sources)
+    facts = {
+        "inputs": f"{len(made.sources):,} file{'s' * (len(made.sources) != 1)}, {human_bytes(size)}",
+        "model": f"{shortest(recipe.model.path)} (sha256 {recipe.model.sha256[:12]})",
+        "partitions": f"{len(made.partitions):,} of about "
+        f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
+        "batch rows": f"{recipe.batch_rows:,} in every run of the model",
+    }
+    facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
+    kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
+    facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
+    return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
+
+
+def _fed(feed: Feed, made: Plan) -> str:
+    schema = made.recipe.reading.schema_
+    fed = [
+        f"{name} ({schema.field(name).type}, null: {policy})"
+        for name, policy in zip(feed.columns, feed.nulls, strict=True)
+    ]
+    kind = "text" if feed.dtype == "object" else feed.dtype
+    return f"{kind} from {', '.join(fed)}"
+
+
+def _given_as(column: str, made: Plan) -> str:
+    return f"column {column} ({made.recipe.schema_.field(column).type})"
+
+
+def _independence(made: Plan) -> str:
+    if made.rows_depend:
+        return "may depend on each other (--rows-depend): scores hold for this batch size only"
+    return "independent: proven on the first rows"
+
+
+def human_bytes(size: float) -> str:
+    """Return a size with its unit.
+
+    Example:
+        >>> human_bytes(463744)
+        '464 kB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:  # noqa: PLR2004  the SI step
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"  # noqa: PLR2004
+        size /= 1000
+    return f"{size:.1f} TB"

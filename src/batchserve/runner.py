@@ -1,0 +1,131 @@
+"""Where partitions are scored: in this process, or on a Dask cluster with a head start here."""
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any
+
+from batchserve import cluster as clusters
+from batchserve import events, scoring
+from batchserve.config import Job
+from batchserve.events import Listener
+from batchserve.inputs import Partition
+from batchserve.outputs import Receipt, Workspace
+from batchserve.planning import Plan
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Something that scores partitions and gives their receipts in any order."""
+
+    score: Callable[[Sequence[Partition]], Iterator[Receipt]]
+    workers: int
+    in_place: bool
+
+
+@contextmanager
+def opened(
+    job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any = None
+) -> Iterator[Runner]:
+    """Score one partition in this process, without importing Dask; several on a cluster.
+
+    Args:
+        job: What the user wants.
+        made: The plan.
+        space: Where parts and receipts go.
+        listener: Told about rows and the dashboard.
+        cluster: A Dask client or cluster of the caller's, or None.
+
+    Raises:
+        ClusterError: The cluster cannot be reached.
+    """
+    if runs_in_place(job, made, cluster):
+        yield Runner(partial(_in_place, made, space, listener), 1, in_place=True)
+        return
+    ours = cluster is None and job.scheduler is None and clusters.active_client() is None
+    with (
+        closing(_HeadStart(made, space, wanted=ours)) as head_start,
+        clusters.opened(cluster, job.scheduler, job.workers, dashboard=job.dashboard) as engine,
+    ):
+        if engine.dashboard:
+            listener.on(events.DashboardOpened(url=engine.dashboard))
+        run = partial(_on_cluster, engine, made, space, head_start)
+        yield Runner(run, engine.workers, in_place=False)
+
+
+def runs_in_place(job: Job, made: Plan, cluster: Any = None) -> bool:
+    """Whether the job is one partition that nobody asked to have scored elsewhere."""
+    return len(made.partitions) <= 1 and not (cluster or job.scheduler or job.dashboard)
+
+
+def _in_place(
+    made: Plan, space: Workspace, listener: Listener, partitions: Sequence[Partition]
+) -> Iterator[Receipt]:
+    def tick(rows: int) -> None:
+        listener.on(events.RowsScored(rows=rows))
+
+    return (scoring.score_partition(p, made.recipe, space, tick) for p in partitions)
+
+
+class _HeadStart:
+    """One thread that scores the first partitions while Dask is imported, which takes seconds."""
+
+    def __init__(self, made: Plan, space: Workspace, *, wanted: bool) -> None:
+        self._made, self._space = made, space
+        self._pool = ThreadPoolExecutor(1)
+        self._stopped = Event()
+        self._taken: list[Partition] = []
+        self._receipts = self._pool.submit(self._score) if wanted else None
+
+    def _score(self) -> list[Receipt]:
+        return [scoring.score_partition(p, self._made.recipe, self._space) for p in self._first()]
+
+    def _first(self) -> Iterator[Partition]:
+        for partition in self._made.partitions[:-1]:
+            if self._stopped.is_set():
+                return
+            self._taken.append(partition)
+            yield partition
+
+    def stop(self) -> set[int]:
+        """Take no further partition; return the indices of those taken."""
+        self._stopped.set()
+        return {partition.index for partition in self._taken}
+
+    def receipts(self) -> list[Receipt]:
+        """Wait for the partitions taken and return their receipts, once."""
+        receipts, self._receipts = self._receipts, None
+        return receipts.result() if receipts else []
+
+    def close(self) -> None:
+        """Take no further partition, and do not wait for the one that may be running."""
+        self._stopped.set()
+        self._pool.shutdown(wait=False)
+
+
+def _on_cluster(
+    engine: clusters.Engine, made: Plan, space: Workspace, head_start: _HeadStart,
+    partitions: Sequence[Partition],
+) -> Iterator[Receipt]:  # fmt: skip
+    from batchserve import graph
+
+    taken = head_start.stop()
+    wanted = {partition.index for partition in partitions}
+    rest = [p for p in partitions if p.redone or p.index not in taken]
+    yield from graph.run(engine.client, rest, made.recipe, space, uuid.uuid4().hex[:8])
+    yield from (receipt for receipt in head_start.receipts() if receipt.partition in wanted)
+
+
+def where_it_runs(job: Job, made: Plan) -> str:
+    """Return in words where the partitions would be scored."""
+    if runs_in_place(job, made):
+        return "in this process, without Dask: it is one partition"
+    if job.scheduler:
+        return f"on the cluster of {job.scheduler}"
+    from batchserve.cluster import usable_cpus
+
+    return f"on {job.workers or usable_cpus()} threads of this process, under Dask"
