@@ -9,22 +9,28 @@ from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None)  # no test asserts a time
+settings.load_profile("tests")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-"""Runs `batchserve` with the arguments in a process of its own, in the test's own folder."""
+"""Runs `batchserve` in a process of its own in the test's folder; keywords are environment variables."""
 
 
-def environment() -> dict[str, str]:
-    """Return the environment without what would configure batchserve or the width of its lines."""
-    return {name: text for name, text in os.environ.items() if not name.startswith("BATCHSERVE_")}
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment without what would configure batchserve, and with `more`."""
+    plain = {name: text for name, text in os.environ.items() if not name.startswith("BATCHSERVE_")}
+    return plain | more
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    def run(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "batchserve", *map(str, arguments)],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False,
+            cwd=tmp_path, env=environment(**variables), timeout=120,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     return run

@@ -232,6 +232,10 @@ CASES = (
         "output-in-deep-glob", f"'**/[ab].parquet' data/b.parquet {M}", 73,
         ("data/b.parquet: is the input", "name"),
     ),
+    Bad(
+        "output-in-recursive-glob", f"'data/**/*.parquet' data/new.parquet {M}", 73,
+        ("lies inside the input data/**/*.parquet", "another folder"),
+    ),
     Bad("output-holds-input", f"data/a.parquet data {M}", 73, ("holds the input", "another output")),
     Bad(
         "output-forgotten", f"data/a.parquet data/b.parquet {M} --overwrite", 73,

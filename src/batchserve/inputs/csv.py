@@ -31,6 +31,7 @@ from batchserve.inputs import (
 from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
 
 _QUOTE = b'"'
+_BLANK = (b"", b"\r", b"\n")
 _BOM = b"\xef\xbb\xbf"
 _MAX_HEADER_BYTES = 16 << 20
 _WINDOW_BYTES = 256 << 10
@@ -258,7 +259,7 @@ def _halved(raw: bytes, edges: list[int], schema: pa.Schema, columns: Sequence[s
 
 
 def _parse(raw: bytes, schema: pa.Schema, columns: Sequence[str]) -> pa.RecordBatch:
-    if not raw.strip(b"\r\n"):
+    if raw[:1] in _BLANK and not raw.strip(b"\r\n"):
         return empty_batch(pa.schema([schema.field(c) for c in columns]))
     table = pacsv.read_csv(
         pa.BufferReader(raw),

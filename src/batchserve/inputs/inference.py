@@ -39,7 +39,7 @@ _INTEGER = r"^-?(0|[1-9][0-9]{0,18})$"
 _DOUBLE = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
-_MAX_DIGITS = 17
+_FEW_DIGITS = r"^[0-9]{0,17}$"
 
 
 def classify(texts: pa.ChunkedArray) -> pa.DataType:
@@ -84,5 +84,5 @@ def _faithful(values: pa.StringArray, kind: pa.DataType) -> bool:
         return True
     mantissa = pc.replace_substring_regex(values, r"[eE].*$", "")
     digits = pc.ascii_ltrim(pc.replace_substring_regex(mantissa, r"[-.]", ""), characters="0")
-    short = pc.less_equal(pc.utf8_length(digits), _MAX_DIGITS)
+    short = pc.match_substring_regex(digits, _FEW_DIGITS)
     return _all(pc.and_(short, pc.is_finite(typed)))
