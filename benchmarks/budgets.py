@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 FLIGHTS = ROOT / "examples" / "flights"
@@ -45,28 +46,16 @@ class Run:
     """The most memory it held at once (resident set)."""
 
 
-def time_ratio(ours: Run, base: Run) -> float:
-    return ours.seconds / base.seconds
-
-
-def rate_ratio(ours: Run, base: Run) -> float:
-    return base.seconds / ours.seconds
-
-
-def memory_ratio(ours: Run, base: Run) -> float:
-    return ours.peak_mb / base.peak_mb
-
-
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Two commands, and how the first may compare with the second."""
+    """Two commands, and how the first may compare with the second in time, rate or memory."""
 
     name: str
     what: str
     ours: Command
     base: Command
     rounds: int
-    ratio: Callable[[Run, Run], float]
+    of: Literal["time", "rate", "memory"] = "time"
     bar: float | None = None
     """The least ratio for a rate, the greatest for anything else; None only reports."""
 
@@ -74,9 +63,20 @@ class Budget:
         """Return the bar in words, and whether `figure` keeps it."""
         if self.bar is None:
             return "none", ""
-        rate = self.ratio is rate_ratio
-        kept = figure >= self.bar if rate else figure <= self.bar
-        return f"at {'least' if rate else 'most'} {self.bar}", "met" if kept else "NOT MET"
+        kept = figure >= self.bar if self.of == "rate" else figure <= self.bar
+        return f"at {'least' if self.of == 'rate' else 'most'} {self.bar}", "met" if kept else "NOT MET"
+
+    def ratio(self, ours: Run, base: Run) -> float:
+        """Compare one run of each side."""
+        if self.of == "memory":
+            return ours.peak_mb / base.peak_mb
+        return base.seconds / ours.seconds if self.of == "rate" else ours.seconds / base.seconds
+
+    def shown(self, side: Sequence[Run]) -> str:
+        """Return the median of one side."""
+        if self.of == "memory":
+            return f"{statistics.median(run.peak_mb for run in side):.0f} MB"
+        return f"{statistics.median(run.seconds for run in side):.2f} s"
 
 
 def run(command: Command, folder: Path) -> Run:
@@ -107,8 +107,8 @@ def budgets(folder: Path) -> Iterator[Budget]:
             subprocess.run([sys.executable, script, str(path), "--times", str(times)], check=True)
         return str(path)
 
-    model = str(FLIGHTS / "model.onnx")
-    loop = str(ROOT / "benchmarks" / "hand_loop.py")
+    model, loop = str(FLIGHTS / "model.onnx"), str(ROOT / "benchmarks" / "hand_loop.py")
+    with_dask = IMPORTS_AND_LOOP.format(loop=loop)
 
     def ours(path: str) -> Command:
         return [BATCHSERVE, "score", path, "out/ours.parquet", "--model", model, "--on-null", "nan"]
@@ -118,38 +118,34 @@ def budgets(folder: Path) -> Iterator[Budget]:
 
     yield Budget(
         name="help", what="`batchserve --help` / importing typer and rich",
-        ours=[BATCHSERVE, "--help"], base=[sys.executable, "-c", "import typer, rich"],
-        rounds=21, ratio=time_ratio, bar=2.0,
+        ours=[BATCHSERVE, "--help"], base=[sys.executable, "-c", "import typer, rich"], rounds=21, bar=2.0,
     )  # fmt: skip
     yield Budget(
         name="sample", what="5,027 rows, whole process / importing what it needs",
-        ours=ours(str(FLIGHTS / "flights.csv")), base=[sys.executable, "-c", IMPORTS],
-        rounds=21, ratio=time_ratio, bar=2.0,
+        ours=ours(str(FLIGHTS / "flights.csv")), base=[sys.executable, "-c", IMPORTS], rounds=21, bar=2.0,
     )  # fmt: skip
-    with_dask = [sys.executable, "-c", IMPORTS_AND_LOOP.format(loop=loop)]
     yield Budget(
         name="full", what="336,776 rows in 4 partitions / imports, dask.dataframe and the hand-written loop",
-        ours=ours(flights(1)), base=[*with_dask, *by_hand(flights(1))],
-        rounds=7, ratio=time_ratio,
+        ours=ours(flights(1)), base=[sys.executable, "-c", with_dask, *by_hand(flights(1))], rounds=7,
     )  # fmt: skip
     yield Budget(
         name="rate", what="rows/s on 3,367,760 rows / rows/s of the hand-written loop",
         ours=ours(flights(10)), base=[sys.executable, loop, *by_hand(flights(10))],
-        rounds=5, ratio=rate_ratio, bar=0.75,
+        rounds=5, of="rate", bar=0.75,
     )  # fmt: skip
     yield Budget(
         name="memory", what="peak memory on 3,367,760 rows / on 1,010,328 rows",
-        ours=ours(flights(10)), base=ours(flights(3)),
-        rounds=3, ratio=memory_ratio, bar=1.15,
+        ours=ours(flights(10)), base=ours(flights(3)), rounds=3, of="memory", bar=1.15,
     )  # fmt: skip
 
 
 def check_same(ours: Command, base: Command, folder: Path) -> None:
     """Refuse to compare the speed of two things that give different scores."""
     kept = []
-    for command, name in ((ours, "ours"), (base, "hand")):
+    for command in (ours, base):
         run(command, folder)
-        kept.append(str((folder / "out" / f"{name}.parquet").rename(folder / f"{name}.parquet")))
+        found = next((folder / "out").glob("*.parquet"))
+        kept.append(str(found.rename(folder / found.name)))
     subprocess.run([sys.executable, "-c", SAME, *kept], check=True)
 
 
@@ -168,15 +164,9 @@ def measure(budget: Budget, folder: Path) -> tuple[str, str]:
     ratios = [budget.ratio(ours, base) for ours, base in pairs]
     figure = statistics.median(ratios)
     bar, verdict = budget.judged(figure)
-    medians = " / ".join(shown(budget, side) for side in zip(*pairs, strict=True))
+    medians = " / ".join(budget.shown(side) for side in zip(*pairs, strict=True))
     cells = [budget.name, budget.what, medians, f"{figure:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
     return f"| {' | '.join([*cells, bar, verdict])} |", verdict
-
-
-def shown(budget: Budget, side: Sequence[Run]) -> str:
-    if budget.ratio is memory_ratio:
-        return f"{statistics.median(run.peak_mb for run in side):.0f} MB"
-    return f"{statistics.median(run.seconds for run in side):.2f} s"
 
 
 def machine() -> str:

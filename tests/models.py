@@ -127,7 +127,7 @@ def quantised_mixer(folder: Path) -> Path:
     return _write(folder / "quantised_mixer.onnx", nodes, [_input("X", FLOAT, [None, 4])], outputs)
 
 
-def heavy(folder: Path, layers: int = 20) -> Path:
+def heavy(folder: Path, layers: int = 12) -> Path:
     """Inputs `a`, `b` [N, 1]; output `score` [N, 1] takes a good while: time to be killed in."""
     nodes = [
         helper.make_node("Concat", ["a", "b"], ["x"], axis=1),

@@ -478,6 +478,29 @@ def test_a_stopped_job_says_so_and_continues(number: signal.Signals, code: int, 
     assert not workspace.exists()
 
 
+STOP_WHILE_COLLECTING = """\
+import gc, os, pathlib, signal, threading
+def stop(phase, info):
+    running = pathlib.Path(".out.parquet.batchserve/plan.json").exists()
+    if running and threading.current_thread() is threading.main_thread():
+        gc.callbacks.remove(stop)
+        os.kill(os.getpid(), signal.SIGTERM)
+        [i for i in range(1000)]
+gc.callbacks.append(stop)
+gc.set_threshold(10)
+"""
+"""Statements that send the process a SIGTERM in a callback from which Python lets no exception out."""
+
+
+@pytest.mark.parametrize("size", ["64MB", "1k"], ids=["one-partition", "several"])
+def test_a_stop_is_never_swallowed(size: str, home: Path) -> None:
+    """A SIGTERM that arrives where Python ignores exceptions stops the job all the same."""
+    done = spawn("score", "iris.csv", OUT, *M, "--partition-size", size, before=STOP_WHILE_COLLECTING)
+
+    assert done.code == 143, done.err
+    assert not (home / OUT).exists()
+
+
 # -- dashboard and scheduler ------------------------------------------------------------------
 
 

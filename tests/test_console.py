@@ -17,6 +17,8 @@ from batchserve.console import Meter, Screen, printable
 from batchserve.errors import DataError
 from workbench import FLIGHTS, IRIS, IRIS_MODEL, echo, run
 
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
 
 def scored(**changes: int | bool) -> events.PartitionScored:
     """Return the event of a partition of 1,000 rows, a tenth of them rejected."""
@@ -68,7 +70,7 @@ def many_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_terminal_gets_a_live_line(many_flights: Path, tmp_path: Path) -> None:
-    """On a terminal a line with rows, rates, rejects, the model's share and the time left is drawn."""
+    """On a terminal a line is drawn while the job runs and taken away for the summary."""
     arguments = (
         "score",
         many_flights,
@@ -82,9 +84,43 @@ def test_a_terminal_gets_a_live_line(many_flights: Path, tmp_path: Path) -> None
     code, drawn = in_terminal(*arguments)
 
     assert code == 0, drawn
-    line = r"[\d,]+ rows · [\d,]+ rows/s · [\d.]+ [kM]?B/s · rejected 0\.0% · model \d+% · \d+ s left"
+    live, taken_away, summary = drawn.rpartition("\x1b[2K")
+    assert "━ " in ANSI.sub("", live)
+    assert taken_away
+    assert "25,135 rows from flights.csv" in summary
+    assert "━" not in summary
+
+
+def test_the_live_line_tells_how_it_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line has rows, rates, the share of rejects, the model's share and the time left."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    screen = Screen()
+
+    screen.on(planned())
+    screen.on(events.RowsScored(rows=500))
+    screen.on(scored())
+    screen.close()
+
+    drawn = ANSI.sub("", capsys.readouterr().err)
+    line = r"━ 1,000 rows · [\d,]+ rows/s · [\d.]+ [kMG]?B/s · rejected 10\.0% · model 75% · \d+ s left"
     assert re.search(line, drawn), drawn
-    assert "25,135 rows from flights.csv" in drawn
+
+
+def test_the_live_line_ends_with_the_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When all is scored the line says that the output is checked and published."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = Screen()
+
+    screen.on(planned())
+    screen.on(events.Publishing(parts=4))
+    screen.close()
+
+    assert "checking and publishing" in ANSI.sub("", capsys.readouterr().err)
 
 
 def test_no_progress_draws_no_line(many_flights: Path, tmp_path: Path) -> None:

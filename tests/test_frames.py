@@ -163,7 +163,7 @@ def test_a_prefix_renames_the_predictions(frame: pd.DataFrame, named: Path) -> N
 
 def test_a_column_that_is_not_read_may_hold_anything(frame: pd.DataFrame, named: Path) -> None:
     """Python objects in a column that the model does not read are no concern of the prediction."""
-    odd = frame.assign(unread=[object() for _ in range(ROWS)])
+    odd = frame.assign(unread=pd.Series([object()] * ROWS, index=frame.index, dtype=object))
 
     predicted = bs.Model(named).predict(odd)
 

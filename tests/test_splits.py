@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import batchserve as bs
 import models
 from batchserve import commit, inputs
-from batchserve.inputs import Block, Extent, Reading, files, quotes, records
+from batchserve.inputs import Block, Extent, Partition, Reading, files, quotes, records
 
 # -- a slow reference -------------------------------------------------------------------------
 
@@ -165,28 +165,26 @@ def rows_of(path: Path, size: int) -> list[dict[str, Any]]:
         found = inputs.look(sources, infer="full", types=dict.fromkeys(found.schema.names, "text"))
     reading = Reading(schema_=found.schema, columns=tuple(found.schema.names), batch_rows=64)
     partitions = inputs.partitions(sources, size)
-    read = {p.index: scanned(p.slices[0], reading) for p in partitions}
-    receipts: Any = {i: receipt(extent) for i, (_, extent) in read.items()}
+    read = {p.index: scanned(p, reading) for p in partitions}
+    receipts: Any = {i: receipt(extents) for i, (_, extents) in read.items()}
     for _ in partitions:
         if (wrong := commit.misguessed(partitions, receipts)) is None:
             break
-        read[wrong.index] = scanned(wrong.slices[0], reading)
+        read[wrong.index] = scanned(wrong, reading)
         receipts[wrong.index] = receipt(read[wrong.index][1])
     assert commit.misguessed(partitions, receipts) is None
     return [row for p in partitions for row in read[p.index][0]]
 
 
-def receipt(extent: Extent) -> Any:
-    return SimpleNamespace(facts=SimpleNamespace(extents=((extent.start, extent.stop),)))
+def receipt(extents: list[tuple[int, int]]) -> Any:
+    return SimpleNamespace(facts=SimpleNamespace(extents=extents))
 
 
-def scanned(part: inputs.Slice, reading: Reading) -> tuple[list[dict[str, Any]], Extent]:
-    items = list(inputs.read(part, reading))
-    extent = items.pop()
-    assert isinstance(extent, Extent)
-    blocks = [item.batch.to_pylist() for item in items if isinstance(item, Block)]
-    assert extent.start <= extent.stop
-    return [row for block in blocks for row in block], extent
+def scanned(partition: Partition, reading: Reading) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+    """Return the rows of one partition and the extent of each of its slices."""
+    items = [item for part in partition.slices for item in inputs.read(part, reading)]
+    rows = [row for item in items if isinstance(item, Block) for row in item.batch.to_pylist()]
+    return rows, [(item.start, item.stop) for item in items if isinstance(item, Extent)]
 
 
 def expected_rows(text: bytes) -> list[dict[str, Any]]:
@@ -263,6 +261,19 @@ def test_a_job_keeps_hard_texts_whatever_the_split(end: str, output: str, tmp_pa
         assert set(table["colour"].to_pylist()) == {"rouge"}
 
 
+def test_a_quoted_text_longer_than_any_window_is_no_rows(tmp_path: Path) -> None:
+    """Half a megabyte of quoted lines that look like records, cut many times, stays one text."""
+    path, long = tmp_path / "in.csv", "7,red\n" * 90_000
+    path.write_text(f'note,kind\n1,green\n"{long}",blue\n2,red\n')
+
+    report = bs.score(path, tmp_path / "out.parquet", model=models.texts(tmp_path), partition_size=100_000)
+
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert report.partitions == 6
+    assert table["note"].to_pylist() == ["1", long, "2"]
+    assert table["colour"].to_pylist() == ["vert", "bleu, \u2713", "rouge"]
+
+
 def test_a_stray_quote_does_not_tear_later_records(tmp_path: Path) -> None:
     """A quote in the middle of a field is a character like others, beside records with quoted lines."""
     lines = [f'{i},"first\nsecond {i}",6" pipe' for i in range(60)]
@@ -294,19 +305,16 @@ def test_a_quote_that_is_never_closed_is_one_bad_record(stray: str, tmp_path: Pa
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_old_line_ends_are_refused_or_read(tmp_path: Path) -> None:
-    """A file whose lines end in bare carriage returns is not taken for a header without rows."""
+def test_bare_carriage_returns_are_refused(tmp_path: Path) -> None:
+    """A file whose lines end in bare carriage returns is exit 65, not a header without rows."""
     path = tmp_path / "in.csv"
     path.write_bytes(b"note,kind\rone,red\rtwo,green\r")
     model = models.texts(tmp_path)
 
-    try:
-        rows = bs.score(path, tmp_path / "out.parquet", model=model).rows
-    except bs.BatchserveError as error:
-        assert error.exit_code == 65  # noqa: PT017  either answer will do, silence will not
-        return
+    with pytest.raises(bs.BatchserveError, match=r"in\.csv") as caught:
+        bs.score(path, tmp_path / "out.parquet", model=model)
 
-    assert rows == 2
+    assert caught.value.exit_code == 65
 
 
 def test_the_types_of_a_table_do_not_depend_on_the_split(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """`python -m batchserve`."""
 
-from batchserve.cli import main
+from batchserve.cli import run
 
-main()
+run()

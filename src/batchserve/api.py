@@ -105,7 +105,7 @@ def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Optio
     return frames.scored(plan(inputs, config=config, **options).plan)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preview:
     """What a job would do."""
 
@@ -141,6 +141,8 @@ class Preview:
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<12} {text}" for name, text in self.facts().items())
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return report.table_html("batchserve plan", self.facts())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from batchserve import __version__
-from batchserve.errors import BatchserveError, StoppedError, TerminatedError
+from batchserve.errors import BatchserveError, NotFoundError, StoppedError, TerminatedError
 
 if TYPE_CHECKING:
     from batchserve.config import Settings
@@ -208,9 +208,13 @@ def demo(
     from batchserve.storage import translated
 
     home = Path(folder)
+    files = resources.files("batchserve").joinpath("demo")
+    if not files.is_dir():
+        message = "the demo's files are not in this install"
+        raise NotFoundError(message, "install it whole: pip install . (without -e)")
     with translated(folder):
         home.mkdir(parents=True, exist_ok=True)
-        for entry in resources.files("batchserve").joinpath("demo").iterdir():
+        for entry in files.iterdir():
             shutil.copyfile(str(entry), home / entry.name)
     inputs = [str(home / "flights.csv")]
     _score(config.load({"overwrite": True}, inputs), inputs, str(home / "flights.parquet"))
@@ -221,7 +225,9 @@ def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Setti
 
     not_fields = {"inputs", "output", "config"}
     given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in not_fields}
-    return config.load(given, inputs, config=file)
+    settings = config.load(given, inputs, config=file)
+    _Debug.wanted = settings.job.debug
+    return settings
 
 
 def _score(settings: "Settings", inputs: list[str], output: str) -> None:
@@ -290,24 +296,43 @@ def _root(
     del version
 
 
+class _Debug:
+    """Whether the job's settings ask for tracebacks, for `main` to know when it has failed."""
+
+    wanted = False
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with a documented code."""
     arguments = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in arguments or bool(os.environ.get("BATCHSERVE_DEBUG"))
+    _Debug.wanted = "--debug" in arguments
     try:
         app(arguments)
     except BatchserveError as error:
-        _fail(error, debug=debug)
+        _fail(error)
     except Exception as error:  # noqa: BLE001  a bug: one line for the user, a traceback on request
         message = f"bug in batchserve: {type(error).__name__}: {error}"
-        _fail(BatchserveError(message, "run it with --debug and report what it prints"), debug=debug)
+        _fail(BatchserveError(message, "run it with --debug and report what it prints"))
     raise SystemExit(0)
 
 
-def _fail(error: BatchserveError, *, debug: bool) -> NoReturn:
+def _fail(error: BatchserveError) -> NoReturn:
     from batchserve import console
 
-    if debug:
+    if _Debug.wanted:
         traceback.print_exc()
     console.Screen(progress=False).error(error)
     raise SystemExit(error.exit_code) from None
+
+
+def run() -> NoReturn:
+    """Run `main` and leave at once: taking the interpreter down takes longer than a small job.
+
+    Nothing is lost by it: what counts was synced, and the kernel lets go of the lock.
+    """
+    try:
+        main()
+    except SystemExit as stop:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stop.code if isinstance(stop.code, int) else 0)

@@ -80,6 +80,7 @@ def opened(given: Any, scheduler: str | None, workers: int | None, *, dashboard:
         ClusterError: The cluster cannot be reached.
     """
     import dask
+    import distributed  # noqa: F401  inside `set`, leaving it would take distributed's defaults along
 
     with dask.config.set(_SETTINGS):
         if given is None and scheduler is None and (client := active_client()):

@@ -1,6 +1,7 @@
 """Columns <-> tensors, as the binding says. Pure: no files, no model."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -160,7 +161,7 @@ def _column_tensor(
     if dtype.kind == "O":
         return _strings(column, name, policy, misfits)
     if is_text(column.type):
-        column = _parsed(column, name, misfits)
+        column = _parsed(column, name, dtype, misfits)
     if pa.types.is_null(column.type):
         column = column.cast(pa.float64())
     if column.null_count == 0:
@@ -184,7 +185,7 @@ def _null_value(dtype: np.dtype[Any], policy: NullPolicy) -> Any:
 
 
 def _strings(column: pa.Array, name: str, policy: NullPolicy, misfits: list[Misfit]) -> Tensor:
-    column = column if is_text(column.type) else column.cast(pa.string())
+    column = column if pa.types.is_string(column.type) else column.cast(pa.string())
     if column.null_count:
         if policy.rule == "reject":
             rows = np.flatnonzero(raw_values(column.is_null()))
@@ -198,13 +199,13 @@ def _strings(column: pa.Array, name: str, policy: NullPolicy, misfits: list[Misf
     return strings
 
 
-def _parsed(column: pa.Array, name: str, misfits: list[Misfit]) -> pa.Array:
+def _parsed(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfit]) -> pa.Array:
     """Read a text column as numbers; a text that is none becomes null and a CAST misfit."""
     column = without_null_texts(column)
-    try:
-        return column.cast(pa.float64())
-    except pa.ArrowInvalid:
-        pass
+    whole = [pa.from_numpy_dtype(dtype)] if dtype.kind in "iu" else []
+    for kind in [*whole, pa.float64()]:  # as integers first: a double cuts digits off large ones
+        with suppress(pa.ArrowInvalid):
+            return column.cast(kind)
     texts = column.to_pylist()
     numbers = [number_or_none(text) for text in texts]
     for row, (text, number) in enumerate(zip(texts, numbers, strict=True)):
@@ -243,16 +244,23 @@ def _cast(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfi
 
 
 def _lost(source: Tensor, tensor: Tensor) -> NDArray[np.bool_] | None:
-    """Return where a cast overflowed or cut digits off an integer; rounding is no loss."""
+    """Return where a cast overflowed or cut a fraction off; rounding to a float is no loss."""
+    lost: NDArray[np.bool_]
     if tensor.dtype.kind == "f":
-        if source.dtype.kind != "f" or source.dtype.itemsize < tensor.dtype.itemsize:
+        if source.dtype.kind == "f" and source.dtype.itemsize < tensor.dtype.itemsize:
             return None
-        lost: NDArray[np.bool_] = np.isinf(tensor) & np.isfinite(source)
+        lost = np.isinf(tensor) & np.isfinite(source)
         return lost
     if tensor.dtype == bool:
         return None if source.dtype == bool else (source != 0) & (source != 1)
-    back: NDArray[np.bool_] = tensor.astype(source.dtype) != source
-    return back
+    limits = np.iinfo(tensor.dtype)
+    if source.dtype.kind == "f":
+        wide = source.astype(np.float64)
+        within = (wide >= float(limits.min)) & (wide < float(limits.max) + 1) & (np.trunc(wide) == wide)
+        lost = ~within
+        return lost
+    lost = (source < int(limits.min)) | (source > int(limits.max))
+    return lost
 
 
 # -- tensors to columns -----------------------------------------------------------------------

@@ -19,7 +19,7 @@ from batchserve.inputs import Partition, Source
 from batchserve.outputs import Amendment, Receipt, RowGroup, Workspace
 from batchserve.planning import Plan
 from batchserve.storage import translated
-from batchserve.target import META_DIR, Manifest, Target, published_plan_id
+from batchserve.target import META_DIR, Manifest, Target, published_plan_id, taken
 
 _PLAN_FILE = "plan.json"
 
@@ -159,9 +159,24 @@ def publish(
         StorageError: A part is damaged or the disk fails.
     """
     with translated(found.path):
+        _check_parts(space, receipts)
         if found.dataset:
             return _publish_dataset(found, plan, space, receipts, overwrite=overwrite)
         return _publish_file(found, plan, space, receipts, overwrite=overwrite)
+
+
+def _check_parts(space: Workspace, receipts: Sequence[Receipt]) -> None:
+    """Compare every part with its receipt; a damaged one loses it, so that it is scored again.
+
+    Raises:
+        StorageError: A part is not what was written.
+    """
+    for receipt in receipts:
+        part = space.file(receipt.part)
+        if not part.exists() or storage.file_sha256(part) != receipt.sha256:
+            storage.remove(space.file(f"{receipt.part.partition('.')[0]}.json"))
+            message = f"{part}: differs from what was scored"
+            raise StorageError(message, "the same command scores it again; if it recurs, check the disk")
 
 
 def _publish_file(
@@ -238,8 +253,6 @@ def _publish_dataset(
     for i, receipt in enumerate(filled):
         name = f"part-{i:06d}.parquet"
         storage.link(space.file(receipt.part), stage / name)
-        if storage.file_sha256(stage / name) != receipt.sha256:
-            raise StorageError(f"{receipt.part}: differs from what was scored", "run it again")
         parts.append({"name": name, "rows": receipt.rows_out, "sha256": receipt.sha256})
     manifest = Manifest(plan_id=plan.plan_id, parts=tuple(parts))
     storage.write_durable(stage / META_DIR / "manifest.json", manifest.model_dump_json(indent=1).encode())
@@ -248,7 +261,7 @@ def _publish_dataset(
     storage.write_durable(stage / META_DIR / "receipt.json", receipt_.model_dump_json(indent=1).encode())
     storage.sync_dir(stage / META_DIR)
     storage.sync_dir(stage)
-    if found.path.exists() and any(found.path.iterdir()):
+    if taken(found):
         if not overwrite:
             raise _appeared(found)
         storage.exchange(stage, found.path)

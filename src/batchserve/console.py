@@ -192,7 +192,8 @@ def summary_lines(report: Report) -> list[str]:
         f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
     ]
     for column, count in receipt.nulls.items():
-        became = receipt.null_rules[column].removeprefix("fill=").replace("nan", "NaN")
+        rule = receipt.null_rules[column]
+        became = "NaN" if rule == "nan" else rule.removeprefix("fill=")
         lines.append(f"  {column}: {count:,} null{'s' * (count != 1)} became {became}")
     lines += [f"  {column} has another type since {place}" for column, place in report.amended.items()]
     return lines

@@ -86,7 +86,10 @@ class Model:
         return result
 
     def _pandas(self, frame: "pd.DataFrame") -> "pd.DataFrame":
-        table = pa.Table.from_pandas(frame, preserve_index=False)
+        names = self._reads()
+        # Columns that nobody reads may hold anything; if one is missing, all names are suggestions.
+        readable = frame[names] if set(names) <= set(frame.columns) else frame.iloc[:0]
+        table = pa.Table.from_pandas(readable, preserve_index=False)
         predicted: pd.DataFrame = self._table(table).to_pandas().set_index(frame.index)
         return predicted
 
@@ -96,7 +99,7 @@ class Model:
         return pl.from_arrow(self._table(frame.to_arrow()))
 
     def _dask(self, frame: "dd.DataFrame") -> "dd.DataFrame":
-        meta = self._pandas(frame._meta_nonempty).iloc[:0]  # noqa: SLF001  Dask's own way to know types
+        meta = self._pandas(frame._meta)  # noqa: SLF001  an empty frame of the right types
         predicted: dd.DataFrame = frame.map_partitions(self._pandas, meta=meta)
         return predicted
 
@@ -118,9 +121,12 @@ class Model:
 
     def _needed(self, table: pa.Table) -> pa.Table:
         """Leave out columns the model does not read, unless one it reads is missing."""
-        wish = Wish(features=self._job.features, map=self._job.map)
-        names = binding.wanted_columns(self.signature, wish)
+        names = self._reads()
         return table.select(names) if set(names) <= set(table.column_names) else table
+
+    def _reads(self) -> list[str]:
+        wish = Wish(features=self._job.features, map=self._job.map)
+        return binding.wanted_columns(self.signature, wish)
 
     def __repr__(self) -> str:
         ports = [f"  in   {port}" for port in self.signature.inputs]

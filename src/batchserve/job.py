@@ -93,11 +93,13 @@ class _Outcome:
 
 
 def _run(job: Job, made: Plan, found: Target, listener: Listener, cluster: Any) -> _Outcome:
-    left = found.workspace.exists()
+    finished = commit.published(found, made) if found.workspace.exists() else None
+    if target.taken(found) and not (finished or job.overwrite):
+        raise target.exists(shortest(str(found.path)))
     with commit.workspace(found, made) as space:
-        if left and (receipt := commit.published(found, made)):
+        if finished:
             commit.discard(space)
-            return _Outcome(receipt)
+            return _Outcome(finished)
         done = commit.done(space, made.partitions)
         with runner.opened(job, made, space, listener, cluster) as running:
             receipts = _collected(made, done, running, listener)

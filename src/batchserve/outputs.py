@@ -95,9 +95,7 @@ def committed(workspace: Workspace, name: str) -> Receipt | None:
         receipt = Receipt.model_validate_json(text)
     except ValueError as error:
         raise _damaged(path) from error
-    if receipt.plan_id != workspace.plan_id:
-        raise _damaged(path)
-    return receipt
+    return receipt if receipt.plan_id == workspace.plan_id else None  # a late task of another plan
 
 
 def _damaged(path: Path) -> StorageError:
@@ -158,8 +156,11 @@ class PartWriter:
             row_groups=tuple(self._row_groups), facts=facts,
         )  # fmt: skip
         temporary = self._workspace.file(f"{self._sink.path.stem}.json.tmp")
+        path = self._workspace.file(f"{self._name}.json")
         storage.write_durable(temporary, receipt.model_dump_json().encode())
-        if storage.link_first(temporary, self._workspace.file(f"{self._name}.json")):
+        if path.exists() and committed(self._workspace, self._name) is None:
+            storage.remove(path)
+        if storage.link_first(temporary, path):
             return receipt
         self._sink.discard()
         return committed(self._workspace, self._name) or receipt

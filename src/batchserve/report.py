@@ -15,7 +15,7 @@ from batchserve.planning import Plan
 from batchserve.rejects import Place, Reject, RejectGroup
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a finished job did."""
 
@@ -45,6 +45,8 @@ class Report:
 
     def __str__(self) -> str:
         return f"{self.rows:,} rows in {self.path} ({self.rows_per_s:,.0f} rows/s)"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         facts = {

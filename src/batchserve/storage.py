@@ -44,12 +44,15 @@ class Sink:
         self._file: BinaryIO = path.open("xb")
         self._whole = hashlib.sha256()
         self._section = hashlib.sha256()
+        self._discarded = False
         self.size_bytes = 0
         self.path = path
 
     def write(self, data: bytes) -> int:
         """Append `data` and return its length in bytes."""
         view = memoryview(data).cast("B")
+        if self._discarded:
+            return view.nbytes  # pyarrow finishes a file when its writer is collected: into nothing
         self._file.write(view)
         self._whole.update(view)
         self._section.update(view)
@@ -89,6 +92,7 @@ class Sink:
 
     def discard(self) -> None:
         """Close and remove the file: it was never named by a receipt."""
+        self._discarded = True
         self._file.close()
         self.path.unlink(missing_ok=True)
 

@@ -93,16 +93,15 @@ def _would_match(given: str, path: Path) -> bool:
         return path.is_relative_to(Path(given).resolve())
     pattern = Path(given).absolute()
     if "**" in given:
-        return fnmatch.fnmatch(str(path), str(pattern))
+        patterns = str(pattern), str(pattern).replace("**/", "")
+        return any(fnmatch.fnmatch(str(path), each) for each in patterns)
     return any(c in given for c in "*?[") and (
         pattern.parent.resolve() == path.parent and fnmatch.fnmatch(path.name, pattern.name)
     )
 
 
 def _check_free(output: str, found: Target, *, overwrite: bool) -> None:
-    if not found.path.exists():
-        return
-    if found.path.is_dir() and not any(found.path.iterdir()) and found.dataset:
+    if not taken(found):
         return
     if found.path.is_dir() != found.dataset:
         kind = "a folder" if found.path.is_dir() else "a file"
@@ -112,7 +111,18 @@ def _check_free(output: str, found: Target, *, overwrite: bool) -> None:
         remove = f"rm {'-r ' if found.dataset else ''}{output}"
         raise OutputError(f"{output}: exists and was not written by batchserve", f"to lose it: {remove}")
     if not overwrite and not found.workspace.exists():
-        raise OutputError(f"{output}: exists", "replace it with --overwrite, or name another output")
+        raise exists(output)
+
+
+def taken(found: Target) -> bool:
+    """Whether there is something at the target; an empty folder is nothing."""
+    empty = found.dataset and found.path.is_dir() and not any(found.path.iterdir())
+    return found.path.exists() and not empty
+
+
+def exists(output: str) -> OutputError:
+    """Build the error for an output of batchserve's own that is in the way."""
+    return OutputError(f"{output}: exists", "replace it with --overwrite, or name another output")
 
 
 def published_plan_id(found: Target) -> str:

@@ -60,6 +60,9 @@ def header(source: Source) -> tuple[list[str], int]:
     blank = len(body) - len(body.lstrip(b"\r\n"))
     end = quotes.end_at(body, blank + 1)
     line = body[:end] if end >= 0 else body
+    if end < 0 and b"\r" in line.strip():
+        message = f"{source.path}: its lines end in bare carriage returns"
+        raise DataError(message, "convert it: tr '\\r' '\\n'")
     if not line.strip():
         raise DataError(f"{source.path}: is empty, without even a header", "remove it")
     names = _names(line, source.path)
@@ -218,9 +221,29 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
         raw = chunk.raw[piece.start : piece.stop] if piece.stop < len(chunk.raw) or piece.start else chunk.raw
         base = chunk.base + piece.start
         if piece.batch is not None:
-            yield Block(piece.batch, path, base, raw, "csv")
+            block = Block(piece.batch, path, base, raw, "csv")
+            yield from _altered(block, reading)
+            yield block
         else:
             yield _explained(raw, Place(path=path, byte_offset=base), reading)
+
+
+def _altered(block: Block, reading: Reading) -> Iterator[TypeMisfit]:
+    """Find integers that would not be written back as they were: 007, +5, -0.
+
+    Arrow reads them without a word. Only where the raw text has something like them are the
+    integer columns read once more, as text.
+    """
+    sampled = [n for n in reading.columns if n not in reading.fixed]
+    integers = [n for n in sampled if pa.types.is_integer(reading.schema_.field(n).type)]
+    if not integers or block.raw is None or not inference.may_alter_integers(block.raw):
+        return
+    texts = _parse(block.raw, inference.as_texts(reading.schema_), integers)
+    for name in integers:
+        column = texts.column(name)
+        row = inference.first_altered(column, reading.schema_.field(name).type)
+        if row is not None:
+            yield TypeMisfit(name, block.place(row), column[row].as_py(), becomes="text")
 
 
 @dataclass(frozen=True)
@@ -281,9 +304,8 @@ def _parse(raw: bytes, schema: pa.Schema, columns: Sequence[str]) -> pa.RecordBa
 def _explained(raw: bytes, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
     """Say why Arrow refused one record: not a record, or a text that is not of its type."""
     schema = reading.schema_
-    texts = pa.schema([pa.field(name, pa.string()) for name in schema.names])
     try:
-        row = _parse(raw, texts, schema.names).to_pylist()[0]
+        row = _parse(raw, inference.as_texts(schema), schema.names).to_pylist()[0]
     except (*_REFUSED, IndexError) as error:
         return _bad("PARSE", "", place, _shown(raw), _reason(error))
     for name in reading.columns:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -61,6 +62,32 @@ def classify(texts: pa.ChunkedArray) -> pa.DataType:
         if _all(pc.match_substring_regex(values, pattern)) and _faithful(values, kind):
             return kind
     return pa.string()
+
+
+def as_texts(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with every column as text."""
+    return pa.schema([pa.field(name, pa.string()) for name in schema.names])
+
+
+_ODD_INTEGER = pc.MatchSubstringOptions(r"""(^|[,\n\r"])(0[0-9]|[+ ]|-0)""")
+
+
+def may_alter_integers(raw: bytes) -> bool:
+    """Whether some field starts like an integer that is not canonical: 0 and a digit, +, -0, blank.
+
+    One pass of RE2 over the raw text, about a fifth of what parsing it costs.
+    """
+    offsets = pa.py_buffer(np.array([0, len(raw)], np.int32))
+    text = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(raw)])
+    return _all(pc.match_substring_regex(text, options=_ODD_INTEGER))
+
+
+def first_altered(texts: pa.StringArray, kind: pa.DataType) -> int | None:
+    """Return the first row whose text is not how an integer of its value is written, or None."""
+    texts = without_null_texts(texts)
+    same = pc.equal(texts.cast(kind).cast(pa.string()), texts)
+    altered = pc.indices_nonzero(pc.invert(same))
+    return int(altered[0].as_py()) if len(altered) else None
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -1,6 +1,7 @@
 """Where CSV records start and end: quotes hide line ends, and a split may fall inside a quote."""
 
 import re
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -21,7 +22,7 @@ def _ends(buffer: bytes) -> NDArray[np.int64]:
     data = np.frombuffer(buffer, np.uint8)
     quotes = np.flatnonzero(data == _QUOTE)
     if not _well_formed(data, quotes):
-        return np.array([m.end() for m in _RECORD.finditer(buffer)], np.int64)
+        return np.array([stop for _, stop in _spans(buffer)], np.int64)
     newlines = np.flatnonzero(data == _NEWLINE)
     outside = np.searchsorted(quotes, newlines) % 2 == 0
     ends: NDArray[np.int64] = newlines[outside] + 1
@@ -63,8 +64,18 @@ def last_end(buffer: bytes) -> int:
 
 def record_starts(raw: bytes) -> list[int]:
     """Return where each record of `raw` starts, blank lines left out as the reader does."""
-    matches = _RECORD.finditer(raw if raw.endswith((b"\n", b"\r")) else raw + b"\n")
-    return [m.start() for m in matches if m.group().strip(b"\r\n")]
+    lines = _spans(raw if raw.endswith((b"\n", b"\r")) else raw + b"\n")
+    return [start for start, stop in lines if raw[start:stop].strip(b"\r\n")]
+
+
+def _spans(buffer: bytes) -> Iterator[tuple[int, int]]:
+    """Match record after record; stop at the first that is not whole."""
+    at = 0
+    for match in _RECORD.finditer(buffer):
+        if match.start() != at:
+            return
+        at = match.end()
+        yield match.start(), at
 
 
 def first_record(file: BinaryIO, target: int) -> int:
