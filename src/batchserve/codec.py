@@ -202,16 +202,23 @@ def _strings(column: pa.Array, name: str, policy: NullPolicy, misfits: list[Misf
 def _parsed(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfit]) -> pa.Array:
     """Read a text column as numbers; a text that is none becomes null and a CAST misfit."""
     column = without_null_texts(column)
-    whole = [pa.from_numpy_dtype(dtype)] if dtype.kind in "iu" else []
-    for kind in [*whole, pa.float64()]:  # as integers first: a double cuts digits off large ones
-        with suppress(pa.ArrowInvalid):
-            return column.cast(kind)
-    texts = column.to_pylist()
-    numbers = [number_or_none(text) for text in texts]
-    for row, (text, number) in enumerate(zip(texts, numbers, strict=True)):
-        if text is not None and number is None:
+    try:
+        return _numbers(column, dtype)
+    except pa.ArrowInvalid:
+        texts = column.to_pylist()
+    for row, text in enumerate(texts):
+        if text is not None and number_or_none(text) is None:
             misfits.append(Misfit(row, name, "CAST", text, "is no number"))
-    return pa.array(numbers, pa.float64())
+            texts[row] = None
+    return _numbers(pa.array(texts, pa.string()), dtype)
+
+
+def _numbers(texts: pa.StringArray, dtype: np.dtype[Any]) -> pa.Array:
+    """Read texts as integers where the model wants some: a double would cut digits off large ones."""
+    if dtype.kind in "iu":
+        with suppress(pa.ArrowInvalid):
+            return texts.cast(pa.from_numpy_dtype(dtype))
+    return texts.cast(pa.float64())
 
 
 def number_or_none(text: str | None) -> float | None:

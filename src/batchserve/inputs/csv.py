@@ -229,19 +229,20 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
 
 
 def _altered(block: Block, reading: Reading) -> Iterator[TypeMisfit]:
-    """Find integers that would not be written back as they were: 007, +5, -0.
+    """Find numbers that would not be written back as they were: 007, +5, 18 digits, 1e400.
 
     Arrow reads them without a word. Only where the raw text has something like them are the
-    integer columns read once more, as text.
+    number columns read once more, as text.
     """
-    sampled = [n for n in reading.columns if n not in reading.fixed]
-    integers = [n for n in sampled if pa.types.is_integer(reading.schema_.field(n).type)]
-    if not integers or block.raw is None or not inference.may_alter_integers(block.raw):
+    types = {n: reading.schema_.field(n).type for n in reading.columns if n not in reading.fixed}
+    doubles = [n for n, kind in types.items() if pa.types.is_floating(kind)]
+    numbers = doubles + [n for n, kind in types.items() if pa.types.is_integer(kind)]
+    if not numbers or block.raw is None or not inference.may_alter(block.raw, doubles=bool(doubles)):
         return
-    texts = _parse(block.raw, inference.as_texts(reading.schema_), integers)
-    for name in integers:
+    texts = _parse(block.raw, inference.as_texts(reading.schema_), numbers)
+    for name in numbers:
         column = texts.column(name)
-        row = inference.first_altered(column, reading.schema_.field(name).type)
+        row = inference.first_altered(column, types[name])
         if row is not None:
             yield TypeMisfit(name, block.place(row), column[row].as_py(), becomes="text")
 

@@ -55,7 +55,11 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
     wanted = named_types(types, names)
-    merged = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+    try:
+        merged = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        message = f"{sampled[0].path}: a key has values of kinds that do not mix ({error})"
+        raise DataError(message, "make its values of one kind") from error
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
     return Look(schema, _rows(texts[0], schema))
