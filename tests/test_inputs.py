@@ -265,11 +265,10 @@ def test_a_double_late_in_the_file_keeps_its_digits(odd: str, tmp_path: Path, la
         (b'x,c\n1,a "b" c\n2,d"\n', ['a "b" c', 'd"']),
         (b'"x","c"\n"1","a,b"\n', ["a,b"]),
         (b'x,"c"\n1,\xc3\xa9\n', ["\xe9"]),
-        (b"x,c\r1,a\r2,b\r", ["a", "b"]),
     ],
     ids=[
         "bom", "crlf", "no-last-line-end", "blank-lines", "blank-first-line", "quoted-line-ends",
-        "doubled-quotes", "stray-quotes", "quoted-commas", "utf8", "cr",
+        "doubled-quotes", "stray-quotes", "quoted-commas", "utf8",
     ],
 )  # fmt: skip
 def test_records_are_read_as_they_are_written(content: bytes, notes: list[str], score: Score) -> None:

@@ -235,10 +235,3 @@ def test_groups_of_partitions_add_up() -> None:
 
     assert [(g.kind, g.column, g.rows) for g in groups] == [("CAST", "b", 1), ("MISSING", "a", 9)]
     assert [example.place.byte_offset for example in groups[1].examples] == [5, 9, 20]
-
-
-def test_places_without_offset_sort_by_record() -> None:
-    """Rows of a Parquet file sort by their number."""
-    rows = [Place(path="f", record=record) for record in (10, 9, 0)]
-
-    assert [place.record for place in sorted(rows, key=Place.order)] == [0, 9, 10]

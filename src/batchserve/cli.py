@@ -5,10 +5,8 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 import typer
 
@@ -17,6 +15,7 @@ from batchserve.errors import BatchserveError, NotFoundError, StoppedError, Term
 
 if TYPE_CHECKING:
     from batchserve.config import Settings
+    from batchserve.events import Event, Listener
 
 app = typer.Typer(
     help="Score files with an ONNX model: parallel, exact, restartable.",
@@ -217,7 +216,9 @@ def demo(
         for entry in files.iterdir():
             shutil.copyfile(str(entry), home / entry.name)
     inputs = [str(home / "flights.csv")]
-    _score(config.load({"overwrite": True}, inputs), inputs, str(home / "flights.parquet"))
+    # Its own config and nothing else: what stands here or in the environment is about other files.
+    settings = config.load({"overwrite": True}, inputs, config=str(home / "batchserve.toml"), environment={})
+    _score(settings, inputs, str(home / "flights.parquet"))
 
 
 def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Settings":
@@ -238,9 +239,9 @@ def _score(settings: "Settings", inputs: list[str], output: str) -> None:
         quiet=wishes.quiet or wishes.json_, verbose=wishes.verbose, progress=not wishes.no_progress
     )
     try:
-        with _stoppable():
+        with _Stop(screen) as stop:
             screen.header(__version__, settings)
-            report = job.score(wishes, inputs, output, screen)
+            report = job.score(wishes, inputs, output, stop)
     finally:
         screen.close()
     screen.summary(report)
@@ -254,21 +255,41 @@ def _provenance(settings: "Settings") -> dict[str, str]:
     return said | {"default": ", ".join(key for key in values if key not in said)}
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into our error; a second one ends the process at once."""
+class _Stop:
+    """Turns the first Ctrl-C or SIGTERM into our error; a second one ends the process at once.
 
-    def stop(number: int, frame: object) -> NoReturn:
+    An exception raised in a signal handler is lost where Python ignores exceptions (a callback
+    of the garbage collector, say), so it is raised again at the next event of the job.
+    """
+
+    def __init__(self, listener: "Listener") -> None:
+        self._listener = listener
+        self._number = 0
+        self._before: dict[int, Any] = {}
+
+    def on(self, event: "Event") -> None:
+        """Pass `event` on, unless the job is to stop."""
+        if self._number:
+            self._raise()
+        self._listener.on(event)
+
+    def _caught(self, number: int, frame: object) -> None:
         del frame
         signal.signal(number, signal.SIG_DFL)
-        kind = TerminatedError if number == signal.SIGTERM else StoppedError
+        self._number = number
+        self._raise()
+
+    def _raise(self) -> NoReturn:
+        kind = TerminatedError if self._number == signal.SIGTERM else StoppedError
         raise kind("stopped", "the same command continues from the finished parts")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
@@ -307,7 +328,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if argv is None else argv
     _Debug.wanted = "--debug" in arguments
     try:
-        app(arguments)
+        app(arguments, prog_name="batchserve")
     except BatchserveError as error:
         _fail(error)
     except Exception as error:  # noqa: BLE001  a bug: one line for the user, a traceback on request

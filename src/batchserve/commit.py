@@ -52,7 +52,8 @@ class OutputReceipt(BaseModel, frozen=True):
 def workspace(found: Target, plan: Plan) -> Iterator[Workspace]:
     """Open the output's workspace for this plan, alone; another plan's is emptied first.
 
-    It stays when the block fails: the same command goes on from its receipts.
+    When the block fails it stays, for the same command to go on from its receipts; without a
+    receipt there is nothing to go on from, and it goes.
 
     Raises:
         RetryError: Another process is writing this output.
@@ -63,7 +64,13 @@ def workspace(found: Target, plan: Plan) -> Iterator[Workspace]:
         storage.make_dir(folder)
         with storage.locked(folder / "lock"):
             _prepare(folder, plan)
-            yield Workspace(str(folder), plan.plan_id, tuple(planning.footer(plan).items()))
+            space = Workspace(str(folder), plan.plan_id, tuple(planning.footer(plan).items()))
+            try:
+                yield space
+            except BaseException:
+                if not any(folder.glob("p[0-9]*.json")):
+                    discard(space)
+                raise
 
 
 def _prepare(folder: Path, plan: Plan) -> None:

@@ -72,7 +72,7 @@ class Listener(Protocol):
     """Anything that wants to know."""
 
     def on(self, event: Event) -> None:
-        """Take note of `event`; must return quickly and must not raise."""
+        """Take note of `event`, quickly; what it raises stops the job, which can be continued."""
 
 
 class Silent:

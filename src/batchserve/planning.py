@@ -211,7 +211,7 @@ def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) 
         texts = codec.without_null_texts(look.sample.column(name))
         if len(bad) == len(texts) - texts.null_count:
             message = f"column {name} holds text ({bad[0].value!r}), the model wants numbers"
-            problems.append(ModelError(message, "map another column: --map INPUT=COLUMN"))
+            problems.append(ModelError(message, "read another column: --map INPUT=COLUMN, or --features"))
     raise_all(problems)
 
 

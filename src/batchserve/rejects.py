@@ -27,10 +27,6 @@ class Place(BaseModel, frozen=True):
     record: int | None = None
     """Records before it in the file, where it has no byte offset."""
 
-    def order(self) -> tuple[str, int]:
-        """Return a key that sorts places of one job by file and position."""
-        return self.path, self.byte_offset if self.byte_offset is not None else self.record or 0
-
 
 class Reject(BaseModel, frozen=True):
     """One row that cannot be scored."""
@@ -77,7 +73,7 @@ class Rejects:
 
 
 def merged(groups: Iterable[RejectGroup]) -> tuple[RejectGroup, ...]:
-    """Add up the groups of several partitions, examples in input order."""
+    """Add up the groups of several partitions, which are given in input order."""
     gathered: dict[tuple[RejectClass, str], list[RejectGroup]] = {}
     for group in groups:
         gathered.setdefault((group.kind, group.column), []).append(group)
@@ -85,6 +81,6 @@ def merged(groups: Iterable[RejectGroup]) -> tuple[RejectGroup, ...]:
 
 
 def _sum(same: Sequence[RejectGroup]) -> RejectGroup:
-    examples = sorted((e for group in same for e in group.examples), key=lambda e: e.place.order())
+    examples = [example for group in same for example in group.examples]
     rows = sum(group.rows for group in same)
     return same[0].model_copy(update={"rows": rows, "examples": tuple(examples[:MAX_EXAMPLES])})

@@ -89,7 +89,7 @@ def _way_on(group: RejectGroup) -> str:
         return f"say what a null is: --on-null {name}:nan or --on-null {name}:fill=VALUE"
     if group.kind == "PARSE":
         return "correct these records"
-    return f"correct {group.column}, or read another column: --map INPUT=COLUMN"
+    return f"correct {group.column}, or read another column: --map INPUT=COLUMN, or --features"
 
 
 def where(place: Place, sources: Sequence[Source]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -55,11 +56,7 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
     wanted = named_types(types, names)
-    try:
-        merged = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
-    except pa.ArrowTypeError as error:
-        message = f"{sampled[0].path}: a key has values of kinds that do not mix ({error})"
-        raise DataError(message, "make its values of one kind") from error
+    merged = _merged([table.schema for table in tables])
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
     return Look(schema, _rows(texts[0], schema))
@@ -83,6 +80,16 @@ def _inferred(raw: bytes) -> Iterator[pa.Table]:
             middle = starts[len(starts) // 2]
             yield from _inferred(raw[:middle])
             yield from _inferred(raw[middle:])
+
+
+def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Widen types until all schemas fit; a kind that does not mix with the first is left to be rejected."""
+    merged = schemas[0]
+    for schema in schemas[1:]:
+        for field in schema:
+            with suppress(pa.ArrowTypeError):
+                merged = pa.unify_schemas([merged, pa.schema([field])], promote_options="permissive")
+    return merged
 
 
 def _kept(kind: pa.DataType) -> pa.DataType:
