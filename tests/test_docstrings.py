@@ -10,7 +10,9 @@ import pytest
 import batchserve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MODULES = [m.name for m in pkgutil.walk_packages(batchserve.__path__, "batchserve.") if "__main__" not in m.name]
+MODULES = [
+    m.name for m in pkgutil.walk_packages(batchserve.__path__, "batchserve.") if "__main__" not in m.name
+]
 
 
 @pytest.mark.parametrize("name", ["batchserve", *MODULES])
