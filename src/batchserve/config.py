@@ -277,7 +277,7 @@ def _problem(detail: Any, origins: Mapping[str, str], lines: Mapping[str, int]) 
         where = f"{origin}:{lines.get(key, 1)}: {key}"
     if detail["type"] == "extra_forbidden":
         return UsageError(f"{key}: no such option", did_you_mean(key, FIELDS))
-    reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     return UsageError(f"{where} = {detail['input']!r}: {reason}", _allowed(key))
 
 

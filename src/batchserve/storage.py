@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -236,7 +237,7 @@ def check_writable(folder: Path) -> None:
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder", f"make it first: mkdir -p {folder}")
     problem: BatchserveError | None = None
-    probe = folder / f".batchserve-probe-{os.getpid()}"
+    probe = folder / f".batchserve-probe-{uuid.uuid4().hex[:12]}"
     try:
         probe.touch(exist_ok=False)
         probe.unlink()
