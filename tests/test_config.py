@@ -230,7 +230,7 @@ def test_every_wrong_value_is_told_with_its_origin() -> None:
     assert "batchserve.toml:3: limit = 0: " in message
     assert "batchserve.toml:4: map" in message
     assert "env BATCHSERVE_WORKERS: workers = 'many': " in message
-    assert "--infer = 'deep': 'sample' or 'full'  (choose sample or full)" in message
+    assert "--infer = 'deep': should be 'sample' or 'full'  (choose sample or full)" in message
 
 
 def test_every_unknown_key_is_told_with_its_line() -> None:
