@@ -1,5 +1,6 @@
 """The commands: arguments -> config -> one library call -> console. The only place that exits."""
 
+import gc
 import os
 import shutil
 import signal
@@ -351,6 +352,7 @@ def run() -> NoReturn:
 
     Nothing is lost by it: what counts was synced, and the kernel lets go of the lock.
     """
+    gc.set_threshold(100_000, 20, 20)  # imports make many objects and no garbage
     try:
         main()
     except SystemExit as stop:
