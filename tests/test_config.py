@@ -11,7 +11,7 @@ from batchserve import cli
 from batchserve.config import BESIDE_MAY_SET, ENV_PREFIX, FIELDS, Job, Options, load, size
 from batchserve.errors import NotFoundError, UsageError
 
-SEEING = {"json", "quiet", "verbose", "no_progress", "debug"}
+SEEING = {"json", "quiet", "verbose", "no_progress", "log_json", "debug"}
 """How a run is shown: of no use to a function, which shows nothing."""
 
 IN_TEXT: dict[str, tuple[str, Any]] = {
@@ -29,7 +29,13 @@ IN_TEXT: dict[str, tuple[str, Any]] = {
     "overwrite": ("1", True),
     "workers": ("3", 3),
     "scheduler": ("tcp://h:1", "tcp://h:1"),
+    "cluster": ("big", "big"),
     "batch_rows": ("128", 128),
+    "memory_limit": ("2GiB", 2 << 30),
+    "stall_timeout": ("5m", 300.0),
+    "if_exists": ("skip", "skip"),
+    "fresh": ("1", True),
+    "log_json": ("run.jsonl", "run.jsonl"),
     "partition_size": ("32MiB", 32 << 20),
     "dashboard": ("yes", True),
     "json": ("true", True),
@@ -66,7 +72,7 @@ def test_every_flag_of_score_is_a_field() -> None:
 
 def test_every_flag_of_plan_is_a_field() -> None:
     """`plan` takes every flag that decides what will be done."""
-    decides = set(FIELDS) - SEEING - {"overwrite", "dashboard"}
+    decides = set(FIELDS) - SEEING - {"overwrite", "if_exists", "fresh", "stall_timeout", "dashboard"}
 
     assert set(flags("plan")) == decides | {"json", "config", "debug"}
 
@@ -81,13 +87,22 @@ def test_a_flag_is_its_field_with_hyphens(command: str) -> None:
 
 def test_functions_take_every_field_that_is_not_about_showing() -> None:
     """The keyword arguments of the library are the config's fields, but for how a run is shown."""
-    assert set(Options.__annotations__) == set(FIELDS) - SEEING
+    assert set(Options.__annotations__) == set(FIELDS) - SEEING - {"cluster"}
 
 
 def test_what_a_file_beside_may_set_are_fields() -> None:
     """Keys allowed beside the inputs exist, and none of them runs code, connects or destroys."""
     assert set(FIELDS) >= BESIDE_MAY_SET
-    assert {"scheduler", "overwrite", "dashboard", "workers"} & BESIDE_MAY_SET == set()
+    assert {
+        "cluster",
+        "scheduler",
+        "overwrite",
+        "if_exists",
+        "fresh",
+        "log_json",
+        "dashboard",
+        "workers",
+    } & BESIDE_MAY_SET == set()
 
 
 def test_the_table_of_texts_is_complete() -> None:

@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, Self, TypedDict, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from batchserve.errors import BatchserveError, NotFoundError, UsageError, did_you_mean, raise_all
 from batchserve.storage import translated
@@ -21,6 +21,7 @@ BESIDE_MAY_SET = frozenset({"model", "features", "map", "outputs", "prefix", "on
 may describe the data and its model but not run code, connect, or destroy."""
 
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def size(value: Any) -> Any:
@@ -57,9 +58,25 @@ def _pairs(value: Any) -> Any:
     return {name.strip(): text.strip() for name, _, text in pairs}
 
 
+def duration(value: Any) -> Any:
+    """Read a time in seconds.
+
+    Example:
+        >>> duration("90"), duration("10m"), duration("1.5h")
+        (90.0, 600.0, 5400.0)
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", value.lower())
+    if not found:
+        raise ValueError("not a time: say 90s, 10m or 1h")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_items)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=1)]
+Duration = Annotated[float, BeforeValidator(duration), Field(gt=0)]
 
 
 class Job(BaseModel):
@@ -89,16 +106,26 @@ class Job(BaseModel):
     """Column name to type, for text files."""
     infer: Literal["sample", "full"] = "sample"
     """Sample the files for column types, or read them all first."""
+    if_exists: Literal["error", "skip", "overwrite", "append"] = "error"
+    """What to do with an output that is there."""
     overwrite: bool = False
-    """Replace an output that batchserve wrote."""
+    """Replace an output that batchserve wrote: short for `if_exists = "overwrite"`."""
+    fresh: bool = False
+    """Drop what an unfinished run of another plan left."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Partitions scored at once; as many as usable CPUs by default."""
+    cluster: str | None = None
+    """Name of a cluster that `batchserve cluster start` started."""
     scheduler: str | None = None
     """Address of a running Dask scheduler."""
     batch_rows: Annotated[int, Field(ge=64, multiple_of=64)] | None = None
     """Rows per run of the model, a multiple of 64."""
     partition_size: Size | None = None
     """Bytes of input per partition."""
+    memory_limit: Size | None = None
+    """Bytes that all workers together may use; what the system allows by default."""
+    stall_timeout: Duration = 600.0
+    """Seconds without a finished run of the model after which a partition is given up."""
     dashboard: bool = False
     """Serve Dask's dashboard on loopback."""
     json_: bool = Field(default=False, alias="json")
@@ -109,8 +136,23 @@ class Job(BaseModel):
     """Say more."""
     no_progress: bool = False
     """Do not draw the progress line."""
+    log_json: str | None = None
+    """File that events are appended to, as JSON lines."""
     debug: bool = False
     """Show tracebacks."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.overwrite and self.if_exists not in {"error", "overwrite"}:
+            raise ValueError(f"--overwrite and --if-exists {self.if_exists} contradict each other")
+        if self.cluster and self.scheduler:
+            raise ValueError("--cluster and --scheduler name two clusters")
+        return self
+
+    @property
+    def when_exists(self) -> str:
+        """What to do with an output that is there, `overwrite` counted in."""
+        return "overwrite" if self.overwrite else self.if_exists
 
 
 class Options(TypedDict, total=False):
@@ -127,11 +169,15 @@ class Options(TypedDict, total=False):
     limit: int | None
     type: Mapping[str, str]
     infer: str
+    if_exists: str
     overwrite: bool
+    fresh: bool
     workers: int | None
     scheduler: str | None
     batch_rows: int | None
     partition_size: int | str | None
+    memory_limit: int | str | None
+    stall_timeout: float | str
     dashboard: bool
 
 
@@ -270,6 +316,8 @@ def _validated(values: dict[str, Any], origins: Mapping[str, str], layers: Seque
 
 
 def _problem(detail: Any, origins: Mapping[str, str], lines: Mapping[str, int]) -> UsageError:
+    if not detail["loc"]:  # two keys contradict each other
+        return UsageError(detail["msg"].removeprefix("Value error, "), "say one of the two")
     key = str(detail["loc"][0])
     origin = origins.get(key, "")
     where = {"flag": f"--{key.replace('_', '-')}"}.get(origin, f"{origin}: {key}")
@@ -282,5 +330,5 @@ def _problem(detail: Any, origins: Mapping[str, str], lines: Mapping[str, int]) 
 
 
 def _allowed(key: str) -> str:
-    choices = get_args(Job.model_fields[key].annotation) if key == "infer" else ()
+    choices = get_args(Job.model_fields[key].annotation) if key in {"infer", "if_exists"} else ()
     return f"choose {' or '.join(choices)}" if choices else "see batchserve score --help"

@@ -73,6 +73,10 @@ class Screen:
             case events.Amended():
                 for column, place in event.columns.items():
                     self.say(f"{column}: another type was needed at {place}; starting over")
+            case events.Suspected():
+                self.say(f"{event.cause}; scored again, each alone: {', '.join(event.places)}")
+            case events.Noted():
+                self.say(event.text)
             case events.DashboardOpened():
                 self.say(f"dashboard {event.url}")
 

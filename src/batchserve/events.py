@@ -44,6 +44,23 @@ class RowsScored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Suspected:
+    """Partitions were in a process that died: they are scored again, each alone."""
+
+    places: tuple[str, ...]
+    """In words: partition, file and range."""
+    cause: str
+    """In words: what became of the process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """Something to know that stops nothing."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Amended:
     """Texts did not fit a column's sampled type: it becomes text and the job starts over."""
 
@@ -65,7 +82,7 @@ class Publishing:
     parts: int
 
 
-Event = Planned | RowsScored | PartitionScored | Amended | DashboardOpened | Publishing
+Event = Planned | RowsScored | PartitionScored | Suspected | Noted | Amended | DashboardOpened | Publishing
 
 
 class Listener(Protocol):

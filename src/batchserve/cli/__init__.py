@@ -3,20 +3,20 @@
 import gc
 import os
 import shutil
-import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from batchserve import __version__
-from batchserve.errors import BatchserveError, NotFoundError, StoppedError, TerminatedError
+from batchserve.cli import flags
+from batchserve.cli.stopping import Stop
+from batchserve.errors import BatchserveError, NotFoundError
 
 if TYPE_CHECKING:
     from batchserve.config import Settings
-    from batchserve.events import Event, Listener
 
 app = typer.Typer(
     help="Score files with an ONNX model: parallel, exact, restartable.",
@@ -28,111 +28,40 @@ app = typer.Typer(
 )
 
 
-def _option(*names: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, metavar=metavar)
-
-
-Inputs = Annotated[list[str], typer.Argument(help="Files, globs or folders, in order.", metavar="INPUT")]
-Output = Annotated[
-    str,
-    typer.Argument(
-        help="A .parquet file; no suffix or a / at the end makes a folder of parts.", metavar="OUTPUT"
-    ),
-]
-ModelPath = Annotated[str | None, _option("--model", "-m", text="The ONNX model.", metavar="PATH")]
-Features = Annotated[
-    list[str] | None,
-    _option("--features", text="Columns of a wide input, in order.", metavar="A,B"),
-]
-Map = Annotated[
-    list[str] | None,
-    _option("--map", text="The column for a model input.", metavar="INPUT=COLUMN"),
-]
-Outputs = Annotated[
-    list[str] | None,
-    _option("--outputs", text="Outputs of the model to keep.", metavar="NAMES"),
-]
-Prefix = Annotated[str | None, _option("--prefix", text="Put before prediction columns.", metavar="TEXT")]
-RowsDepend = Annotated[
-    bool | None,
-    _option("--rows-depend", text="Accept a model whose rows change each other's scores."),
-]
-Keep = Annotated[
-    list[str] | None,
-    _option("--keep", text="Input columns that pass through.", metavar="all|none|A,B"),
-]
-OnNull = Annotated[
-    list[str] | None,
-    _option("--on-null", text="What a null in a model column becomes: reject (default), nan, fill=V.",
-        metavar="[COL:]RULE",
-    ),
-]  # fmt: skip
-Limit = Annotated[int | None, _option("--limit", text="Read only the first N records.", metavar="N")]
-Type = Annotated[
-    list[str] | None,
-    _option("--type", text="The type of a column of a text file.", metavar="COL=TYPE"),
-]
-Infer = Annotated[
-    str | None,
-    _option("--infer", text="Sample text files for types, or read them all.", metavar="sample|full"),
-]
-Overwrite = Annotated[bool | None, _option("--overwrite", text="Replace an output that batchserve wrote.")]
-Workers = Annotated[
-    int | None,
-    _option("--workers", text="Partitions scored at once [default: usable CPUs].", metavar="N"),
-]
-Scheduler = Annotated[
-    str | None,
-    _option("--scheduler", text="A running Dask scheduler.", metavar="ADDRESS"),
-]
-BatchRows = Annotated[
-    int | None,
-    _option("--batch-rows", text="Rows in every run of the model.", metavar="N"),
-]
-PartitionSize = Annotated[
-    str | None,
-    _option("--partition-size", text="Input bytes per partition: 64k, 32MiB.", metavar="SIZE"),
-]
-Json = Annotated[bool | None, _option("--json", text="Print one JSON object to stdout and nothing else.")]
-Quiet = Annotated[bool | None, _option("--quiet", "-q", text="Say nothing but errors.")]
-Verbose = Annotated[bool | None, _option("--verbose", "-v", text="Say more.")]
-NoProgress = Annotated[bool | None, _option("--no-progress", text="No progress line.")]
-Dashboard = Annotated[bool | None, _option("--dashboard", text="Serve Dask's dashboard on loopback.")]
-Config = Annotated[
-    str | None,
-    _option("--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
-]
-Debug = Annotated[bool | None, _option("--debug", text="Show tracebacks.")]
-
-
 @app.command()
 def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
-    inputs: Inputs,
-    output: Output,
-    model: ModelPath = None,
-    features: Features = None,
-    map: Map = None,  # noqa: A002
-    outputs: Outputs = None,
-    prefix: Prefix = None,
-    rows_depend: RowsDepend = None,
-    keep: Keep = None,
-    on_null: OnNull = None,
-    limit: Limit = None,
-    type: Type = None,  # noqa: A002
-    infer: Infer = None,
-    overwrite: Overwrite = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    batch_rows: BatchRows = None,
-    partition_size: PartitionSize = None,
-    json: Json = None,
-    quiet: Quiet = None,
-    verbose: Verbose = None,
-    no_progress: NoProgress = None,
-    dashboard: Dashboard = None,
-    config: Config = None,
-    debug: Debug = None,
+    inputs: flags.Inputs,
+    output: flags.Output,
+    model: flags.ModelPath = None,
+    features: flags.Features = None,
+    map: flags.Map = None,  # noqa: A002
+    outputs: flags.Outputs = None,
+    prefix: flags.Prefix = None,
+    rows_depend: flags.RowsDepend = None,
+    keep: flags.Keep = None,
+    on_null: flags.OnNull = None,
+    limit: flags.Limit = None,
+    type: flags.Type = None,  # noqa: A002
+    infer: flags.Infer = None,
+    if_exists: flags.IfExists = None,
+    overwrite: flags.Overwrite = None,
+    fresh: flags.Fresh = None,
+    workers: flags.Workers = None,
+    cluster: flags.Cluster = None,
+    scheduler: flags.Scheduler = None,
+    batch_rows: flags.BatchRows = None,
+    partition_size: flags.PartitionSize = None,
+    memory_limit: flags.MemoryLimit = None,
+    stall_timeout: flags.StallTimeout = None,
+    json: flags.Json = None,
+    quiet: flags.Quiet = None,
+    verbose: flags.Verbose = None,
+    no_progress: flags.NoProgress = None,
+    log_json: flags.LogJson = None,
+    dashboard: flags.Dashboard = None,
+    config: flags.Config = None,
+    debug: flags.Debug = None,
 ) -> None:
     """Score every row of the inputs into one Parquet output.
 
@@ -144,25 +73,27 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
 @app.command()
 def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
-    inputs: Inputs,
-    model: ModelPath = None,
-    features: Features = None,
-    map: Map = None,  # noqa: A002
-    outputs: Outputs = None,
-    prefix: Prefix = None,
-    rows_depend: RowsDepend = None,
-    keep: Keep = None,
-    on_null: OnNull = None,
-    limit: Limit = None,
-    type: Type = None,  # noqa: A002
-    infer: Infer = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    batch_rows: BatchRows = None,
-    partition_size: PartitionSize = None,
-    json: Json = None,
-    config: Config = None,
-    debug: Debug = None,
+    inputs: flags.Inputs,
+    model: flags.ModelPath = None,
+    features: flags.Features = None,
+    map: flags.Map = None,  # noqa: A002
+    outputs: flags.Outputs = None,
+    prefix: flags.Prefix = None,
+    rows_depend: flags.RowsDepend = None,
+    keep: flags.Keep = None,
+    on_null: flags.OnNull = None,
+    limit: flags.Limit = None,
+    type: flags.Type = None,  # noqa: A002
+    infer: flags.Infer = None,
+    workers: flags.Workers = None,
+    cluster: flags.Cluster = None,
+    scheduler: flags.Scheduler = None,
+    batch_rows: flags.BatchRows = None,
+    partition_size: flags.PartitionSize = None,
+    memory_limit: flags.MemoryLimit = None,
+    json: flags.Json = None,
+    config: flags.Config = None,
+    debug: flags.Debug = None,
 ) -> None:
     """Say what scoring the inputs would do, and score nothing.
 
@@ -182,7 +113,7 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
 @app.command()
 def inspect(
     file: Annotated[str, typer.Argument(help="An ONNX model.")],
-    debug: Debug = None,
+    debug: flags.Debug = None,
 ) -> None:
     """Show what a model takes and gives.
 
@@ -196,7 +127,7 @@ def inspect(
 @app.command()
 def demo(
     folder: Annotated[str, typer.Argument(help="Where the files go.")] = "batchserve-demo",
-    debug: Debug = None,
+    debug: flags.Debug = None,
 ) -> None:
     """Score a sample of real flights that comes with batchserve.
 
@@ -240,7 +171,7 @@ def _score(settings: "Settings", inputs: list[str], output: str) -> None:
         quiet=wishes.quiet or wishes.json_, verbose=wishes.verbose, progress=not wishes.no_progress
     )
     try:
-        with _Stop(screen) as stop:
+        with Stop(screen) as stop:
             screen.header(__version__, settings)
             report = job.score(wishes, inputs, output, stop)
     finally:
@@ -254,44 +185,6 @@ def _provenance(settings: "Settings") -> dict[str, str]:
     values = settings.job.model_dump(by_alias=True)
     said = {key: f"{values[key]}  ({origin})" for key, origin in settings.origins.items()}
     return said | {"default": ", ".join(key for key in values if key not in said)}
-
-
-class _Stop:
-    """Turns the first Ctrl-C or SIGTERM into our error; a second one ends the process at once.
-
-    An exception raised in a signal handler is lost where Python ignores exceptions (a callback
-    of the garbage collector, say), so it is raised again at the next event of the job.
-    """
-
-    def __init__(self, listener: "Listener") -> None:
-        self._listener = listener
-        self._number = 0
-        self._before: dict[int, Any] = {}
-
-    def on(self, event: "Event") -> None:
-        """Pass `event` on, unless the job is to stop."""
-        if self._number:
-            self._raise()
-        self._listener.on(event)
-
-    def _caught(self, number: int, frame: object) -> None:
-        del frame
-        signal.signal(number, signal.SIG_DFL)
-        self._number = number
-        self._raise()
-
-    def _raise(self) -> NoReturn:
-        kind = TerminatedError if self._number == signal.SIGTERM else StoppedError
-        raise kind("stopped", "the same command continues from the finished parts")
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._caught)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _version(wanted: bool | None) -> None:  # noqa: FBT001  Typer calls it so

@@ -1,0 +1,109 @@
+"""The flags, each once: name, help, what it takes."""
+
+from typing import Annotated, Any
+
+import typer
+
+
+def option(*names: str, text: str, metavar: str | None = None) -> Any:
+    """Build the option `names`."""
+    return typer.Option(*names, help=text, metavar=metavar)
+
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, globs or folders, in order.", metavar="INPUT")]
+Output = Annotated[
+    str,
+    typer.Argument(
+        help="A .parquet file; no suffix or a / at the end makes a folder of parts.", metavar="OUTPUT"
+    ),
+]
+ModelPath = Annotated[str | None, option("--model", "-m", text="The ONNX model.", metavar="PATH")]
+Features = Annotated[
+    list[str] | None,
+    option("--features", text="Columns of a wide input, in order.", metavar="A,B"),
+]
+Map = Annotated[
+    list[str] | None,
+    option("--map", text="The column for a model input.", metavar="INPUT=COLUMN"),
+]
+Outputs = Annotated[
+    list[str] | None,
+    option("--outputs", text="Outputs of the model to keep.", metavar="NAMES"),
+]
+Prefix = Annotated[str | None, option("--prefix", text="Put before prediction columns.", metavar="TEXT")]
+RowsDepend = Annotated[
+    bool | None,
+    option("--rows-depend", text="Accept a model whose rows change each other's scores."),
+]
+Keep = Annotated[
+    list[str] | None,
+    option("--keep", text="Input columns that pass through.", metavar="all|none|A,B"),
+]
+OnNull = Annotated[
+    list[str] | None,
+    option("--on-null", text="What a null in a model column becomes: reject (default), nan, fill=V.",
+        metavar="[COL:]RULE",
+    ),
+]  # fmt: skip
+Limit = Annotated[int | None, option("--limit", text="Read only the first N records.", metavar="N")]
+Type = Annotated[
+    list[str] | None,
+    option("--type", text="The type of a column of a text file.", metavar="COL=TYPE"),
+]
+Infer = Annotated[
+    str | None,
+    option("--infer", text="Sample text files for types, or read them all.", metavar="sample|full"),
+]
+IfExists = Annotated[
+    str | None,
+    option("--if-exists", text="What to do with an output that is there [default: error].",
+        metavar="error|skip|overwrite|append",
+    ),
+]  # fmt: skip
+Overwrite = Annotated[
+    bool | None, option("--overwrite", text="Replace what batchserve wrote: --if-exists overwrite.")
+]
+Fresh = Annotated[bool | None, option("--fresh", text="Drop an unfinished run of another plan.")]
+Workers = Annotated[
+    int | None,
+    option("--workers", text="Partitions scored at once [default: usable CPUs].", metavar="N"),
+]
+Scheduler = Annotated[
+    str | None,
+    option("--scheduler", text="A running Dask scheduler.", metavar="ADDRESS"),
+]
+Cluster = Annotated[
+    str | None,
+    option("--cluster", text="A cluster that `cluster start` started.", metavar="NAME"),
+]
+BatchRows = Annotated[
+    int | None,
+    option("--batch-rows", text="Rows in every run of the model.", metavar="N"),
+]
+PartitionSize = Annotated[
+    str | None,
+    option("--partition-size", text="Input bytes per partition: 64k, 32MiB.", metavar="SIZE"),
+]
+MemoryLimit = Annotated[
+    str | None,
+    option("--memory-limit", text="Memory all workers may use [default: what the system allows].",
+        metavar="SIZE",
+    ),
+]  # fmt: skip
+StallTimeout = Annotated[
+    str | None,
+    option("--stall-timeout", text="Stop when no run of the model has ended for this long [default: 10m].",
+        metavar="TIME",
+    ),
+]  # fmt: skip
+LogJson = Annotated[str | None, option("--log-json", text="Append events as JSON lines.", metavar="FILE")]
+Json = Annotated[bool | None, option("--json", text="Print one JSON object to stdout and nothing else.")]
+Quiet = Annotated[bool | None, option("--quiet", "-q", text="Say nothing but errors.")]
+Verbose = Annotated[bool | None, option("--verbose", "-v", text="Say more.")]
+NoProgress = Annotated[bool | None, option("--no-progress", text="No progress line.")]
+Dashboard = Annotated[bool | None, option("--dashboard", text="Serve Dask's dashboard on loopback.")]
+Config = Annotated[
+    str | None,
+    option("--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
+]
+Debug = Annotated[bool | None, option("--debug", text="Show tracebacks.")]

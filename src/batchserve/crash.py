@@ -1,0 +1,67 @@
+"""Partitions that killed the process that scored them, and the error that names them.
+
+A death proves little: the partition may only have stood beside the guilty one, or the machine
+was out of memory. So a partition that was in a dead process is scored again alone, in a process
+of its own; only when that dies too is it blamed. All others are scored first. The row inside is
+not looked for yet: a partition blamed here is where that search will start.
+"""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from batchserve.errors import BatchserveError, ModelError, RetryError
+from batchserve.inputs import Partition
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A partition that was alone in a process when that died."""
+
+    partition: Partition
+    cause: str
+    """In words: `killed by SIGSEGV`."""
+    memory: bool
+    """Whether memory ran out, as far as anyone can tell: the kernel kills with SIGKILL."""
+
+
+def by_signal(partition: Partition, number: int) -> Crash:
+    """Build the crash of a process that signal `number` ended."""
+    name = signal.Signals(number).name
+    return Crash(partition, f"killed by {name}", memory=number == signal.SIGKILL)
+
+
+def place(partition: Partition) -> str:
+    """Return where a partition's rows are, in words.
+
+    Example:
+        >>> from batchserve.inputs import Slice
+        >>> part = Slice(path="/data/a.csv", format="csv", start=0, stop=9, exact=True, size_bytes=9)
+        >>> place(Partition(index=3, slices=(part,)))
+        'partition 3 (a.csv, bytes 0 to 9)'
+    """
+    first = partition.slices[0]
+    unit = "row groups" if first.format == "parquet" else "bytes"
+    name = first.path.rpartition("/")[2]
+    more = f" and {len(partition.slices) - 1} more" if len(partition.slices) > 1 else ""
+    return f"partition {partition.index} ({name}, {unit} {first.start:,} to {first.stop:,}{more})"
+
+
+def error(crashes: Sequence[Crash], partitions: int) -> BatchserveError:
+    """Build the error of a job whose other partitions are scored.
+
+    Args:
+        crashes: At least one.
+        partitions: Partitions of the job.
+
+    Returns:
+        A RetryError if memory ran out, else a ModelError: the same would happen again.
+    """
+    others = partitions - len(crashes)
+    lines = [f"{place(crash.partition)}: {crash.cause}, alone in its process" for crash in crashes]
+    lines.append(f"the other {others:,} of {partitions:,} partitions are scored and kept")
+    if any(crash.memory for crash in crashes):
+        hint = "give it more memory, or fewer --batch-rows, then run the same command again"
+        return RetryError("\n".join(lines), hint)
+    hint = "a row of it, or the model, crashes onnxruntime: correct either, then run it again"
+    return ModelError("\n".join(lines), hint)

@@ -1,0 +1,1 @@
+"""One partition scored alone, in a process of its own."""
