@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchserve as bs
-from batchserve import commit, events, outputs, scoring, storage, target
+from batchserve import chain, commit, events, outputs, scoring, storage, target, workspace
 from batchserve.errors import BatchserveError, DataError, OutputError, StorageError
 from batchserve.outputs import Receipt, Workspace
 from batchserve.planning import Plan
@@ -70,7 +70,7 @@ class Watcher:
 def test_the_first_receipt_stands() -> None:
     """A partition scored twice has the receipt of the first time and one part."""
     plan, found = planned("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         (first,) = scored_parts(plan, space, 1)
         (second,) = scored_parts(plan, space, 1)
 
@@ -81,7 +81,7 @@ def test_the_first_receipt_stands() -> None:
 def test_of_two_attempts_the_second_gives_way() -> None:
     """Of two attempts that run at once the later one drops its part and returns the other's receipt."""
     plan, found = planned("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         name, schema = plan.partitions[0].name, plan.recipe.schema_
         facts = scored_parts(plan, space, 1)[0].facts
         (found.workspace / f"{name}.json").unlink()
@@ -101,7 +101,7 @@ def test_of_two_attempts_the_second_gives_way() -> None:
 def test_a_part_that_fails_leaves_nothing() -> None:
     """When scoring fails half-way no part and no receipt is left."""
     plan, found = planned("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         before = listing(found.workspace)
         with pytest.raises(ZeroDivisionError), outputs.open_part(space, "p000000", plan.recipe.schema_):
             raise ZeroDivisionError
@@ -117,7 +117,7 @@ def test_a_part_that_fails_leaves_nothing() -> None:
 def test_a_damaged_receipt_is_noticed(damage: Callable[[bytes], bytes]) -> None:
     """A receipt that is cut is told, with the folder to remove."""
     plan, found = planned("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         scored_parts(plan, space)
     receipt = found.workspace / f"{plan.partitions[1].name}.json"
     receipt.write_bytes(damage(receipt.read_bytes()))
@@ -134,7 +134,7 @@ def test_a_receipt_of_another_plan_does_not_count() -> None:
     """A late task of a superseded plan may link its receipt: the partition is scored all the same."""
     score("plain.parquet")
     plan, found = planned("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         scored_parts(plan, space)
     receipt = found.workspace / f"{plan.partitions[1].name}.json"
     receipt.write_bytes(receipt.read_bytes().replace(b'"plan_id":"', b'"plan_id":"x'))
@@ -152,7 +152,7 @@ def test_a_resumed_run_scores_only_what_is_left(output: str) -> None:
     """A run that goes on takes finished parts as they are and gives the bytes of a straight run."""
     score("straight" + Path(output).suffix)
     plan, found = planned(output)
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         kept = scored_parts(plan, space, 3)
         (found.workspace / "p000003.litter.parquet").write_bytes(b"half a part")
     watcher = Watcher()
@@ -203,7 +203,7 @@ def test_a_partition_that_began_at_a_wrong_place_is_scored_again() -> None:
 def test_another_plans_workspace_is_emptied() -> None:
     """Parts of another plan are removed before the work starts and never published."""
     other, found = planned("out.parquet", size="2k")
-    with commit.workspace(found, other) as space:
+    with workspace.opened(found, other) as space:
         scored_parts(other, space)
         (found.workspace / "folder").mkdir()
 
@@ -216,7 +216,7 @@ def test_another_plans_workspace_is_emptied() -> None:
 def test_a_damaged_plan_is_no_plan() -> None:
     """A workspace whose plan cannot be read is emptied and the job starts over."""
     plan, found = planned("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         scored_parts(plan, space)
     (found.workspace / "plan.json").write_bytes(b"{")
     watcher = Watcher()
@@ -230,10 +230,10 @@ def test_the_lock_outlives_the_emptying() -> None:
     """Emptying another plan's workspace keeps the lock file, so that nobody locks a second one."""
     other, found = planned("out.parquet", size="2k")
     plan, _ = planned("out.parquet")
-    with commit.workspace(found, other):
+    with workspace.opened(found, other):
         inode = (found.workspace / "lock").stat().st_ino
 
-    with commit.workspace(found, plan):
+    with workspace.opened(found, plan):
         assert (found.workspace / "lock").stat().st_ino == inode
 
 
@@ -241,7 +241,7 @@ def test_a_leftover_workspace_does_not_lose_work_to_a_refusal(capsys: pytest.Cap
     """An output that exists refuses another job at once, and leaves the workspace of an unfinished one."""
     score("out.parquet")
     plan, found = planned_over("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         scored_parts(plan, space)
     before = listing(Path())
 
@@ -267,7 +267,7 @@ def test_any_flipped_byte_of_a_part_is_noticed(output: str, number: int) -> None
     score("straight" + Path(output).suffix)
     right = parts_of("straight" + Path(output).suffix)
     plan, found = planned(output)
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         receipts = scored_parts(plan, space)
     part = found.workspace / receipts[number].part
     whole = part.read_bytes()
@@ -291,7 +291,7 @@ def test_any_flipped_byte_of_a_part_is_noticed(output: str, number: int) -> None
 def test_a_part_that_was_cut_is_noticed(output: str, cut: int) -> None:
     """A part that lost its end is told as a fault of the disk, and nothing is published."""
     plan, found = planned(output)
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         receipts = scored_parts(plan, space)
     part = found.workspace / receipts[0].part
     part.write_bytes(part.read_bytes()[:cut])
@@ -307,7 +307,7 @@ def test_a_part_that_was_cut_is_noticed(output: str, cut: int) -> None:
 def test_a_part_that_is_gone_is_noticed(output: str) -> None:
     """A part whose receipt is there but which is not is told as such, and nothing is published."""
     plan, found = planned(output)
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         receipts = scored_parts(plan, space)
     (found.workspace / receipts[0].part).unlink()
 
@@ -376,7 +376,7 @@ def test_an_empty_folder_may_become_a_dataset() -> None:
 def test_a_run_cut_between_publish_and_clean_up_is_done(output: str, overwrite: bool) -> None:  # noqa: FBT001
     """The same command finds what was published, leaves it as it is, and clears the workspace away."""
     plan, found = planned(output)
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         commit.publish(found, plan, space, scored_parts(plan, space), overwrite=False)
     inode, before = found.path.stat().st_ino, parts_of(output)
 
@@ -390,7 +390,7 @@ def test_a_run_cut_between_publish_and_clean_up_is_done(output: str, overwrite: 
 def test_an_output_without_its_receipt_is_not_published() -> None:
     """An output whose receipt is lost does not count as published: the same command writes it again."""
     plan, found = planned("out.parquet")
-    with commit.workspace(found, plan) as space:
+    with workspace.opened(found, plan) as space:
         commit.publish(found, plan, space, scored_parts(plan, space), overwrite=False)
     found.receipt.unlink()
 

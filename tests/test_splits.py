@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import batchserve as bs
 import models
-from batchserve import commit, inputs
+from batchserve import chain, inputs
 from batchserve.inputs import Block, Extent, Partition, Reading, files, quotes, records
 
 # -- a slow reference -------------------------------------------------------------------------
@@ -168,11 +168,11 @@ def rows_of(path: Path, size: int) -> list[dict[str, Any]]:
     read = {p.index: scanned(p, reading) for p in partitions}
     receipts: Any = {i: receipt(extents) for i, (_, extents) in read.items()}
     for _ in partitions:
-        if (wrong := commit.misguessed(partitions, receipts)) is None:
+        if (wrong := chain.misguessed(partitions, receipts)) is None:
             break
         read[wrong.index] = scanned(wrong, reading)
         receipts[wrong.index] = receipt(read[wrong.index][1])
-    assert commit.misguessed(partitions, receipts) is None
+    assert chain.misguessed(partitions, receipts) is None
     return [row for p in partitions for row in read[p.index][0]]
 
 

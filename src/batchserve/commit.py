@@ -1,27 +1,40 @@
-"""Receipts -> verified -> published in one atomic step; and what is left to do on a resume.
+"""Receipts -> verified -> published in one atomic step.
 
-State is derived from files alone. A workspace holds the plan it belongs to, parts, and the
-receipts that make parts count. The output appears by one `link` or `rename`; before that it is
-complete, synced and checked byte for byte against the receipts.
+The output appears by one `link` or `rename`; before that it is complete, synced and checked
+byte for byte against the receipts of its parts. Its own receipt is published just before it.
 """
 
-import itertools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from batchserve import glue, outputs, planning, storage
+from batchserve import glue, storage, target
 from batchserve.errors import OutputError, StorageError
-from batchserve.inputs import Partition, Source
-from batchserve.outputs import Amendment, Receipt, RowGroup, Workspace
+from batchserve.events import Listener, Noted
+from batchserve.inputs import Source
+from batchserve.outputs import Receipt, RowGroup, Workspace
 from batchserve.planning import Plan
-from batchserve.storage import translated
-from batchserve.target import META_DIR, Manifest, Target, published_plan_id, taken
+from batchserve.storage import translated, translated_writing
+from batchserve.target import META_DIR, DatasetPart, Manifest, Target
 
-_PLAN_FILE = "plan.json"
+
+class Scored(BaseModel, frozen=True):
+    """What became of one partition."""
+
+    rows_in: int
+    rows_out: int
+    extents: tuple[tuple[int, int], ...]
+    """Exact start and stop of every slice."""
+
+
+class Run(BaseModel, frozen=True):
+    """One plan and what came of it: enough to score any partition again and compare."""
+
+    plan: Plan
+    scored: tuple[Scored, ...]
+    """One per partition of the plan."""
 
 
 class OutputReceipt(BaseModel, frozen=True):
@@ -36,6 +49,8 @@ class OutputReceipt(BaseModel, frozen=True):
     """Nulls met in columns of the model, where there were any."""
     null_rules: dict[str, str]
     """What they became: nan or fill=VALUE."""
+    size_bytes: int
+    """Of the output; of all parts for a dataset."""
     row_groups: tuple[RowGroup, ...]
     footer_sha256: str
     """Of everything after the last row group; empty for a dataset."""
@@ -43,147 +58,82 @@ class OutputReceipt(BaseModel, frozen=True):
     model_sha256: str
     versions: dict[str, str]
     inputs: tuple[Source, ...]
+    runs: tuple[Run, ...]
+    """One; more for a dataset that was appended to."""
 
 
-# -- the workspace ----------------------------------------------------------------------------
+# -- the parts --------------------------------------------------------------------------------
 
 
-@contextmanager
-def workspace(found: Target, plan: Plan) -> Iterator[Workspace]:
-    """Open the output's workspace for this plan, alone; another plan's is emptied first.
+def damaged(space: Workspace, receipts: Sequence[Receipt]) -> list[Receipt]:
+    """Return the receipts whose part is not, to the bit, what was written.
 
-    When the block fails it stays, for the same command to go on from its receipts; without a
-    receipt there is nothing to go on from, and it goes.
-
-    Raises:
-        RetryError: Another process is writing this output.
-        StorageError: The disk fails.
+    Their files are removed, so that the partitions count as not done.
     """
-    folder = found.workspace
-    with translated(folder):
-        storage.make_dir(folder)
-        with storage.locked(folder / "lock"):
-            _prepare(folder, plan)
-            space = Workspace(str(folder), plan.plan_id, tuple(planning.footer(plan).items()))
-            try:
-                yield space
-            except BaseException:
-                if not any(folder.glob("p[0-9]*.json")):
-                    discard(space)
-                raise
-
-
-def _prepare(folder: Path, plan: Plan) -> None:
-    text = plan.model_dump_json(indent=1).encode()
-    stored = folder / _PLAN_FILE
-    if stored.exists() and _stored_id(stored) == plan.plan_id:
-        return
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            storage.remove_tree(entry)
-        elif entry.name != "lock":
-            storage.remove(entry)
-    temporary = folder / f"plan.{uuid.uuid4().hex[:12]}.tmp"
-    storage.write_durable(temporary, text)
-    storage.replace(temporary, stored)
-
-
-def _stored_id(stored: Path) -> str:
-    try:
-        return Plan.model_validate_json(stored.read_bytes()).plan_id
-    except ValueError:
-        return ""
-
-
-def discard(space: Workspace) -> None:
-    """Remove a workspace: what is in it was published or is of no use."""
-    with translated(space.path):
-        storage.remove_tree(Path(space.path))
-
-
-def done(space: Workspace, partitions: Sequence[Partition]) -> list[Receipt]:
-    """Return the receipts that an earlier run of the same plan left."""
-    with translated(space.path):
-        names = {entry.name for entry in Path(space.path).iterdir()}
-    here = [p for p in partitions if f"{p.name}.json" in names]
-    found = [outputs.committed(space, p.name) for p in here]
-    return [receipt for receipt in found if receipt]
-
-
-# -- do the parts make a whole? ---------------------------------------------------------------
-
-
-def misguessed(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> Partition | None:
-    """Return the first partition that does not start where the one before it ended, corrected.
-
-    The planned start of a slice inside a text file is a guess; every record is read once only
-    if each slice of a file starts exactly where the slice before it stopped.
-    """
-    ends: dict[str, int] = {}
-    for partition in partitions:
-        extents = receipts[partition.index].facts.extents
-        for part, (start, stop) in zip(partition.slices, extents, strict=False):
-            expected = ends.get(part.path, start)
-            if part.format != "parquet" and start != expected:
-                return _restarted(partition, part.path, expected)
-            ends[part.path] = stop
-    return None
-
-
-def amendments(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> dict[str, Amendment]:
-    """Return the column types that must be amended, as far as receipts can be trusted yet.
-
-    A partition that began at a wrong guess may have met nonsense: only those count that follow
-    on from the first without a gap.
-    """
-    trusted = list(itertools.takewhile(lambda p: p.index in receipts, partitions))
-    wrong = misguessed(trusted, receipts)
-    found: dict[str, Amendment] = {}
-    for partition in trusted[: wrong.index if wrong else None]:
-        for amendment in receipts[partition.index].facts.amendments:
-            found.setdefault(amendment.column, amendment)
+    found = []
+    with translated_writing(space.path):
+        for receipt in receipts:
+            part = space.file(receipt.part)
+            if storage.disk.size_bytes(part) is None or storage.file_sha256(part) != receipt.sha256:
+                storage.remove(space.file(f"{receipt.part.partition('.')[0]}.json"))
+                storage.remove(part)
+                found.append(receipt)
     return found
 
 
-def _restarted(partition: Partition, path: str, start: int) -> Partition:
-    slices = [
-        part.model_copy(update={"start": start, "exact": True}) if part.path == path else part
-        for part in partition.slices
-    ]
-    return partition.model_copy(update={"slices": tuple(slices), "redone": True})
+# -- room -------------------------------------------------------------------------------------
+
+_OUT_PER_BYTE_IN = 0.5
+"""Bytes of Parquet per byte of input that passes through; flights (CSV) took 0.40."""
+_COPIES = 2
+"""Parts, and the output made of them."""
+_HOPELESS = 4
+"""Below a quarter of the estimate nothing is begun; an estimate is no more than that."""
+
+
+def check_room(found: Target, plan: Plan, space: Workspace, listener: Listener) -> None:
+    """Estimate the space the job will need, before it starts.
+
+    Raises:
+        StorageError: There is not a quarter of it.
+    """
+    kept = len(plan.recipe.keep) / max(1, len(plan.recipe.reading.schema_))
+    copies = 1 if found.dataset else _COPIES
+    needed = int(plan.bytes_total * _OUT_PER_BYTE_IN * kept * copies)
+    with translated(space.path):
+        free = storage.disk.free_bytes(Path(space.path))
+    words = f"{found.path.parent}: about {needed:,} bytes will be needed, {free:,} are free"
+    if free * _HOPELESS < needed:
+        raise StorageError(words, "free some space, or keep fewer columns: --keep")
+    if free < needed:
+        listener.on(Noted(text=words))
 
 
 # -- publish ----------------------------------------------------------------------------------
 
 
 def publish(
-    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool
-) -> OutputReceipt:
+    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool,
+    earlier: OutputReceipt | None = None,
+) -> OutputReceipt:  # fmt: skip
     """Put the parts together, check them, and give the output its name in one step.
+
+    Args:
+        found: The output.
+        plan: What was done.
+        space: Where the parts are.
+        receipts: One per partition, in order; their parts were checked.
+        overwrite: Replace what is there.
+        earlier: The receipt of the dataset that the parts are appended to, or None.
 
     Raises:
         OutputError: The output appeared meanwhile.
-        StorageError: A part is damaged or the disk fails.
+        StorageError: The disk is full or fails.
     """
-    with translated(found.path):
-        _check_parts(space, receipts)
+    with translated_writing(found.path.parent):
         if found.dataset:
-            return _publish_dataset(found, plan, space, receipts, overwrite=overwrite)
+            return _publish_dataset(found, plan, space, receipts, overwrite=overwrite, earlier=earlier)
         return _publish_file(found, plan, space, receipts, overwrite=overwrite)
-
-
-def _check_parts(space: Workspace, receipts: Sequence[Receipt]) -> None:
-    """Compare every part with its receipt; a damaged one loses it, so that it is scored again.
-
-    Raises:
-        StorageError: A part is not what was written.
-    """
-    for receipt in receipts:
-        part = space.file(receipt.part)
-        if not part.exists() or storage.file_sha256(part) != receipt.sha256:
-            storage.remove(space.file(f"{receipt.part.partition('.')[0]}.json"))
-            message = f"{part}: differs from what was scored"
-            raise StorageError(message, "the same command scores it again; if it recurs, check the disk")
 
 
 def _publish_file(
@@ -191,49 +141,31 @@ def _publish_file(
 ) -> OutputReceipt:
     temporary = space.file(f"output.{uuid.uuid4().hex[:12]}.tmp")
     filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
+    _check_space(found, sum(r.size_bytes for r in filled))
     expected = [group for receipt in filled for group in receipt.row_groups]
     groups, footer_sha256 = glue.join([space.file(r.part) for r in filled], expected, temporary)
-    receipt = _summed(found, plan, receipts, groups, footer_sha256)
-    if found.path.exists() and not overwrite:
+    storage.keep_mode(found.path, temporary)
+    storage.disk.sync_file(temporary)
+    size = storage.disk.size_bytes(temporary) or 0
+    receipt = _summed(found, plan, receipts, groups, size).model_copy(update={"footer_sha256": footer_sha256})
+    if target.taken(found) and not overwrite:
         raise _appeared(found)
-    _write_receipt(space.file("receipt.json.tmp"), found.receipt, receipt)
+    if overwrite:
+        storage.remove(found.rejects)
+    sealed = space.file("receipt.json.tmp")
+    storage.remove(sealed)
+    storage.write_durable(sealed, storage.seal(receipt.model_dump_json(indent=1)))
+    storage.replace(sealed, found.receipt)
     _name(temporary, found, overwrite=overwrite)
     return receipt
 
 
-def _summed(
-    found: Target, plan: Plan, receipts: Sequence[Receipt], groups: Sequence[RowGroup], footer_sha256: str
-) -> OutputReceipt:
-    facts = [receipt.facts for receipt in receipts]
-    nulls = _added([f.nulls for f in facts])
-    rules = plan.recipe.binding.null_rules
-    return OutputReceipt(
-        plan_id=plan.plan_id,
-        output=found.path.name,
-        rows_in=sum(f.rows_in for f in facts),
-        rows_out=sum(r.rows_out for r in receipts),
-        rows_rejected=sum(f.rows_rejected for f in facts),
-        nulls={name: int(count) for name, count in nulls.items() if count},
-        null_rules={name: str(rule) for name, rule in rules.items() if nulls.get(name)},
-        row_groups=tuple(groups),
-        footer_sha256=footer_sha256,
-        seconds=_added([f.seconds for f in facts]),
-        model_sha256=plan.recipe.model.sha256,
-        versions=plan.versions,
-        inputs=plan.sources,
-    )
-
-
-def _added(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Add numbers up by name."""
-    names = dict.fromkeys(name for each in counts for name in each)
-    return {name: sum(each.get(name, 0) for each in counts) for name in names}
-
-
-def _write_receipt(temporary: Path, path: Path, receipt: OutputReceipt) -> None:
-    storage.remove(temporary)
-    storage.write_durable(temporary, receipt.model_dump_json(indent=1).encode())
-    storage.replace(temporary, path)
+def _check_space(found: Target, size_bytes: int) -> None:
+    """Refuse to begin what cannot end: the parts stay, and the same command goes on from them."""
+    free = storage.disk.free_bytes(found.path.parent)
+    if free < size_bytes:
+        message = f"{found.path.parent}: {size_bytes:,} bytes are needed to publish, {free:,} are free"
+        raise StorageError(message, "free some space and run the same command again: the parts are kept")
 
 
 def _name(temporary: Path, found: Target, *, overwrite: bool) -> None:
@@ -248,43 +180,142 @@ def _appeared(found: Target) -> OutputError:
     return OutputError(message, "replace it with --overwrite, or name another output")
 
 
-def _publish_dataset(
-    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool
+def _summed(
+    found: Target, plan: Plan, receipts: Sequence[Receipt], groups: Sequence[RowGroup], size_bytes: int
 ) -> OutputReceipt:
+    facts = [receipt.facts for receipt in receipts]
+    nulls = _added([f.nulls for f in facts])
+    rules = plan.recipe.binding.null_rules
+    scored = [Scored(rows_in=r.facts.rows_in, rows_out=r.rows_out, extents=r.facts.extents) for r in receipts]
+    return OutputReceipt(
+        plan_id=plan.plan_id,
+        output=found.path.name,
+        rows_in=sum(f.rows_in for f in facts),
+        rows_out=sum(r.rows_out for r in receipts),
+        rows_rejected=sum(f.rows_rejected for f in facts),
+        nulls={name: int(count) for name, count in nulls.items() if count},
+        null_rules={name: str(rule) for name, rule in rules.items() if nulls.get(name)},
+        size_bytes=size_bytes,
+        row_groups=tuple(groups),
+        footer_sha256="",
+        seconds=_added([f.seconds for f in facts]),
+        model_sha256=plan.recipe.model.sha256,
+        versions=plan.versions,
+        inputs=plan.sources,
+        runs=(Run(plan=plan, scored=tuple(scored)),),
+    )
+
+
+def _added(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Add numbers up by name."""
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: sum(each.get(name, 0) for each in counts) for name in names}
+
+
+# -- a dataset --------------------------------------------------------------------------------
+
+
+def _publish_dataset(
+    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool,
+    earlier: OutputReceipt | None,
+) -> OutputReceipt:  # fmt: skip
+    """Stage the whole dataset beside the output, parts as second names of files, and swap it in.
+
+    Appending does the same with the parts that are there: a reader sees the old dataset or the
+    new one, never something between.
+    """
     stage = space.file("dataset")
     storage.remove_tree(stage)
     storage.make_dir(stage)
     storage.make_dir(stage / META_DIR)
-    filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
-    parts = []
-    for i, receipt in enumerate(filled):
-        name = f"part-{i:06d}.parquet"
-        storage.link(space.file(receipt.part), stage / name)
-        parts.append({"name": name, "rows": receipt.rows_out, "sha256": receipt.sha256})
+    before = target.manifest(found) if earlier else Manifest(plan_id="", parts=())
+    for part in before.parts:
+        storage.disk.link(found.path / part.name, stage / part.name)
+    parts = [*before.parts, *_staged(stage, space, receipts, len(before.parts))]
     manifest = Manifest(plan_id=plan.plan_id, parts=tuple(parts))
-    storage.write_durable(stage / META_DIR / "manifest.json", manifest.model_dump_json(indent=1).encode())
     groups = [group for receipt in receipts for group in receipt.row_groups]
-    receipt_ = _summed(found, plan, receipts, groups, "")
-    storage.write_durable(stage / META_DIR / "receipt.json", receipt_.model_dump_json(indent=1).encode())
-    storage.sync_dir(stage / META_DIR)
-    storage.sync_dir(stage)
-    if taken(found):
-        if not overwrite:
-            raise _appeared(found)
+    receipt = _summed(found, plan, receipts, groups, sum(r.size_bytes for r in receipts if r.rows_out))
+    receipt = _joined(earlier, receipt) if earlier else receipt
+    for name, model in (("manifest.json", manifest), ("receipt.json", receipt)):
+        storage.write_durable(stage / META_DIR / name, storage.seal(model.model_dump_json(indent=1)))
+    storage.disk.sync_dir(stage / META_DIR)
+    storage.disk.sync_dir(stage)
+    if not target.taken(found):
+        storage.replace(stage, found.path)
+    elif overwrite or earlier:
+        storage.keep_mode(found.path, stage)
         storage.exchange(stage, found.path)
     else:
-        storage.move_dir(stage, found.path)
-    return receipt_
+        raise _appeared(found)
+    return receipt
+
+
+def _staged(stage: Path, space: Workspace, receipts: Sequence[Receipt], first: int) -> list[DatasetPart]:
+    """Link the parts that have rows into the staged folder, numbered from `first`."""
+    filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
+    parts = []
+    for i, receipt in enumerate(filled, first):
+        name = f"part-{i:06d}.parquet"
+        storage.disk.link(space.file(receipt.part), stage / name)
+        parts.append(
+            DatasetPart(
+                name=name, rows=receipt.rows_out, size_bytes=receipt.size_bytes, sha256=receipt.sha256
+            )
+        )
+    return parts
+
+
+def _joined(earlier: OutputReceipt, later: OutputReceipt) -> OutputReceipt:
+    """Add a run's receipt to that of the dataset it is appended to."""
+    return later.model_copy(
+        update={
+            "rows_in": earlier.rows_in + later.rows_in,
+            "rows_out": earlier.rows_out + later.rows_out,
+            "rows_rejected": earlier.rows_rejected + later.rows_rejected,
+            "nulls": {k: int(v) for k, v in _added([earlier.nulls, later.nulls]).items()},
+            "null_rules": earlier.null_rules | later.null_rules,
+            "size_bytes": earlier.size_bytes + later.size_bytes,
+            "row_groups": earlier.row_groups + later.row_groups,
+            "seconds": _added([earlier.seconds, later.seconds]),
+            "inputs": earlier.inputs + later.inputs,
+            "runs": earlier.runs + later.runs,
+        }
+    )
+
+
+# -- what is published ------------------------------------------------------------------------
+
+
+def receipt_of(found: Target) -> OutputReceipt | None:
+    """Return the receipt of an output, or None if there is none that is whole and belongs to it.
+
+    Output and receipt carry the same plan id; a run cut between publishing the two leaves a
+    receipt that does not belong to the output yet.
+    """
+    with translated(found.receipt):
+        if storage.disk.size_bytes(found.receipt) is None:
+            return None
+        data = storage.disk.read(found.receipt)
+    try:
+        receipt = OutputReceipt.model_validate_json(storage.unseal(data))
+    except ValueError:
+        return None
+    return receipt if target.published_plan_id(found) == receipt.plan_id else None
 
 
 def published(found: Target, plan: Plan) -> OutputReceipt | None:
-    """Return the receipt of an output this very plan has published already, else None.
+    """Return the receipt of an output that this very plan has published already, else None.
 
-    It happens when a run was cut between publishing and removing its workspace.
+    The sizes of its files are compared with the receipt, not their bytes.
     """
-    if not found.path.exists() or published_plan_id(found) != plan.plan_id:
+    receipt = receipt_of(found) if target.taken(found) else None
+    if receipt is None or receipt.plan_id != plan.plan_id or size_bytes(found) != receipt.size_bytes:
         return None
-    try:
-        return OutputReceipt.model_validate_json(found.receipt.read_bytes())
-    except (OSError, ValueError):
-        return None  # without its receipt it does not count as published
+    return receipt
+
+
+def size_bytes(found: Target) -> int:
+    """Return the size of the output; of all parts for a dataset."""
+    if not found.dataset:
+        return storage.disk.size_bytes(found.path) or 0
+    return sum(storage.disk.size_bytes(found.path / part.name) or 0 for part in target.manifest(found).parts)

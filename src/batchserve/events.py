@@ -9,6 +9,15 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
+class Started:
+    """A job begins."""
+
+    run_id: str
+    """Made for this run; a run that continues another has its own."""
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """The plan stands; the work is about to start."""
 
@@ -82,7 +91,17 @@ class Publishing:
     parts: int
 
 
-Event = Planned | RowsScored | PartitionScored | Suspected | Noted | Amended | DashboardOpened | Publishing
+Event = (
+    Started
+    | Planned
+    | RowsScored
+    | PartitionScored
+    | Suspected
+    | Noted
+    | Amended
+    | DashboardOpened
+    | Publishing
+)
 
 
 class Listener(Protocol):

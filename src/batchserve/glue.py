@@ -15,7 +15,7 @@ _MAGIC_BYTES = 4
 
 
 def join(parts: Sequence[Path], expected: Sequence[RowGroup], output: Path) -> tuple[list[RowGroup], str]:
-    """Put parts together into `output`, durably, and check it.
+    """Put parts together into `output` and check it; the caller makes it durable.
 
     pq-glue copies row groups as they are. Where it refuses, the rows are encoded again; whether
     it does depends on the parts alone, so a resumed run decides the same.
@@ -37,7 +37,6 @@ def join(parts: Sequence[Path], expected: Sequence[RowGroup], output: Path) -> t
     except ValueError:
         _encode_again(parts, output)
         copied = False
-    storage.sync_file(output)
     found, footer_sha256 = _inspected(output)
     same = found == list(expected) if copied else _rows(found) == _rows(expected)
     if not (same and pq.read_schema(output).equals(pq.read_schema(parts[0]))):

@@ -1,14 +1,15 @@
 """The story on one page: plan -> open cluster -> run -> publish -> report."""
 
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchserve import commit, events, planning, runner, target
+from batchserve import append, chain, commit, events, planning, runner, storage, target, workspace
 from batchserve.commit import OutputReceipt
 from batchserve.config import Job
-from batchserve.errors import UsageError
+from batchserve.errors import DataError, OutputError, RetryError, StorageError, UsageError
 from batchserve.events import Listener
 from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
@@ -21,37 +22,88 @@ from batchserve.target import Target
 Amended = dict[str, Amendment]
 
 
-def plan(
-    job: Job, given: Sequence[str], output: str | None = None, amended: Amended | None = None
-) -> tuple[Plan, Target | None]:
+@dataclass(frozen=True)
+class _Work:
+    """Which files, and where their rows go."""
+
+    sources: list[Source]
+    target: Target | None
+    earlier: OutputReceipt | None = None
+    """Of the dataset that rows are appended to."""
+
+
+def plan(job: Job, given: Sequence[str], output: str | None = None) -> tuple[Plan, Target | None]:
     """Check everything that can be checked and decide everything that must be decided.
 
     Args:
         job: What the user wants.
         given: Input paths, globs and folders.
         output: Where the rows go, or None to plan without.
-        amended: Columns whose sampled type was found wrong.
 
     Raises:
         BatchserveError: Every problem found, at once.
     """
     problems = Problems()
+    work = _work(job, given, output, problems)
+    return _planned(job, work, problems, {}), work.target
+
+
+def _work(job: Job, given: Sequence[str], output: str | None, problems: Problems) -> _Work:
     nothing: list[Source] = []
     sources = problems.attempt(lambda: _resolved(given), nothing)
     found = None
     if output is not None:
-        found = problems.attempt(lambda: target.locate(output, given, sources, overwrite=job.overwrite), None)
-    types = dict(job.type) | {name: a.becomes for name, a in (amended or {}).items()}
-    made = planning.make(job, sources, problems, types)
-    if found:
-        target.check_not_like_input(found, made)
-    return made, found
+        found = problems.attempt(
+            lambda: target.locate(output, given, sources, if_exists=job.when_exists), None
+        )
+    if found is None or job.when_exists != "append" or not target.taken(found):
+        return _Work(sources, found)
+    return problems.attempt(lambda: _appending(sources, found), _Work(sources, found))
 
 
 def _resolved(given: Sequence[str]) -> list[Source]:
     if not given:
         raise UsageError("no input is named", "say which files to score")
     return files.resolve(given)
+
+
+def _appending(sources: list[Source], found: Target) -> _Work:
+    earlier = commit.receipt_of(found)
+    if earlier is None:
+        raise OutputError(f"{found.path}: its receipt is missing or damaged", "score it again: --overwrite")
+    before = workspace.stored(found)
+    if before and before.plan_id == earlier.plan_id:  # cut between publishing and cleaning up
+        workspace.clean(found)
+    return _Work(append.new_sources(sources, earlier), found, earlier)
+
+
+def _planned(job: Job, work: _Work, problems: Problems, amended: Amended) -> Plan:
+    """Make the plan; what an earlier run of the same files found out is kept."""
+    before = _remembered(work) if work.target and not job.fresh else None
+    if work.earlier:
+        asked = append.as_before(job, work.sources, work.earlier)
+    elif before and before.batch_rows_asked == job.batch_rows:
+        asked = job.model_copy(update={"batch_rows": before.recipe.batch_rows})
+    else:
+        asked = job
+    amended = (before.amended if before else {}) | amended
+    types = {name: a.becomes for name, a in amended.items()} | dict(asked.type)
+    made = planning.make(asked, work.sources, problems, types)
+    if work.target:
+        target.check_not_like_input(work.target, made)
+    if work.target and work.earlier:
+        append.check_same_kind(work.target, work.earlier, made)
+    return made.model_copy(update={"amended": amended, "batch_rows_asked": job.batch_rows})
+
+
+def _remembered(work: _Work) -> Plan | None:
+    """Return the plan of an earlier run of the very same files, unfinished or published."""
+    found = work.target
+    before = workspace.stored(found) if found else None
+    if before is None and found and target.taken(found):
+        receipt = commit.receipt_of(found)
+        before = receipt.runs[-1].plan if receipt else None
+    return before if before and list(before.sources) == work.sources else None
 
 
 def score(job: Job, given: Sequence[str], output: str, listener: Listener, cluster: Any = None) -> Report:
@@ -68,15 +120,20 @@ def score(job: Job, given: Sequence[str], output: str, listener: Listener, clust
         BatchserveError: With what is wrong and what to do; nothing is published then.
     """
     started = time.perf_counter()
+    listener.on(events.Started(run_id=uuid.uuid4().hex[:12], output=output))
+    problems = Problems()
+    work = _work(job, given, output, problems)
+    if work.earlier and work.target and not work.sources:
+        outcome = _Outcome(work.earlier, skipped=True)
+        return _report(work.earlier.runs[-1].plan, work.target, outcome, work.earlier, started)
     amended: Amended = {}
     while True:
-        made, found = plan(job, given, output, amended)
-        if found is None:
+        made = _planned(job, work, problems, amended)
+        if work.target is None:
             raise UsageError("no output is named", "say where the rows go")
-        outcome = _run(job, made, found, listener, cluster)
+        outcome = _run(job, made, work, work.target, listener, cluster)
         if outcome.receipt:
-            seconds = time.perf_counter() - started
-            return _report(made, found, outcome, outcome.receipt, seconds, amended)
+            return _report(made, work.target, outcome, outcome.receipt, started)
         amended |= outcome.amended
         places = {name: where(a.place, made.sources) for name, a in outcome.amended.items()}
         listener.on(events.Amended(columns=places))
@@ -90,35 +147,74 @@ class _Outcome:
     workers: int = 0
     in_place: bool = True
     amended: Amended = field(default_factory=dict)
+    skipped: bool = False
+    """True when the output was there already."""
 
 
-def _run(job: Job, made: Plan, found: Target, listener: Listener, cluster: Any) -> _Outcome:
-    finished = commit.published(found, made) if found.workspace.exists() else None
-    if target.taken(found) and not (finished or job.overwrite):
-        raise target.exists(shortest(str(found.path)))
-    with commit.workspace(found, made) as space:
-        if finished:
-            commit.discard(space)
-            return _Outcome(finished)
-        done = commit.done(space, made.partitions)
+def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, cluster: Any) -> _Outcome:
+    if finished := _finished(job, made, found):
+        return _Outcome(finished, skipped=True)
+    with workspace.opened(found, made, fresh=job.fresh) as space:
+        _check_still(found, work.earlier)
+        commit.check_room(found, made, space, listener)
         with runner.opened(job, made, space, listener, cluster) as running:
-            receipts = _collected(made, done, running, listener)
-            needed = commit.amendments(made.partitions, receipts)
-        if needed:
-            return _Outcome(None, amended=needed)
-        ordered = [receipts[p.index] for p in made.partitions]
-        _check_rejects(made, space, ordered)
-        files.check_unchanged(made.sources)
+            receipts = _collected(made, space, running, listener)
+            if needed := chain.amendments(made.partitions, receipts):
+                workspace.discard(found.workspace)
+                return _Outcome(None, amended=needed)
+            ordered = _sound(made, space, receipts, running, listener)
+        _check_rows(made, found, ordered)
         listener.on(events.Publishing(parts=len(ordered)))
-        receipt = commit.publish(found, made, space, ordered, overwrite=job.overwrite)
-        commit.discard(space)
+        overwrite = job.when_exists == "overwrite"
+        receipt = commit.publish(found, made, space, ordered, overwrite=overwrite, earlier=work.earlier)
+        workspace.discard(found.workspace)
     return _Outcome(receipt, running.workers, running.in_place)
 
 
-def _collected(
-    made: Plan, done: Sequence[Receipt], running: Runner, listener: Listener
-) -> dict[int, Receipt]:
+def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
+    """Return the receipt if there is nothing left to do; an output in the way is an error.
+
+    A run may have been cut between publishing and removing its workspace: the same command
+    finishes that. The plan goes first when a workspace is removed, so one without is finished
+    too, even where the output is to be overwritten.
+    """
+    if not target.taken(found) or job.when_exists == "append":
+        return None
+    there = commit.published(found, made)
+    if there and storage.disk.is_dir(found.workspace):
+        before = workspace.stored(found)
+        same = before is not None and before.plan_id == made.plan_id and job.when_exists != "overwrite"
+        if before is None or same:
+            workspace.clean(found)
+            return there
+    if job.when_exists == "error":
+        raise target.exists(shortest(str(found.path)))
+    if job.when_exists == "skip" and there is None:
+        raise _of_another_plan(made, found)
+    return there if job.when_exists == "skip" else None
+
+
+def _of_another_plan(made: Plan, found: Target) -> OutputError:
+    receipt = commit.receipt_of(found)
+    path = shortest(str(found.path))
+    if receipt is None:
+        return OutputError(f"{path}: its receipt is missing or damaged", "score it again: --overwrite")
+    before = receipt.runs[-1].plan
+    if before.plan_id == made.plan_id:
+        return OutputError(f"{path}: its size differs from its receipt", "score it again: --overwrite")
+    lines = [f"{path}: is the output of another plan", *workspace.differences(before, made)]
+    return OutputError("\n  ".join(lines), "replace it with --overwrite, or name another output")
+
+
+def _check_still(found: Target, earlier: OutputReceipt | None) -> None:
+    """Check, now that nobody else can, that nobody appended since the plan was made."""
+    if earlier and target.published_plan_id(found) != earlier.plan_id:
+        raise RetryError(f"{found.path}: was appended to meanwhile", "run the same command again")
+
+
+def _collected(made: Plan, space: Workspace, running: Runner, listener: Listener) -> dict[int, Receipt]:
     """Gather every partition's receipt; those that began at a wrong guess are scored again."""
+    done = workspace.done(space, made.partitions)
     receipts = {receipt.partition: receipt for receipt in done}
     todo = [p for p in made.partitions if p.index not in receipts]
     listener.on(
@@ -134,9 +230,9 @@ def _collected(
         receipts[receipt.partition] = receipt
         listener.on(_scored(receipt))
         amending = amending or bool(receipt.facts.amendments)
-        if amending and commit.amendments(made.partitions, receipts):
+        if amending and chain.amendments(made.partitions, receipts):
             return receipts
-    while wrong := commit.misguessed(made.partitions, receipts):
+    while wrong := chain.misguessed(made.partitions, receipts):
         receipts |= {receipt.partition: receipt for receipt in running.score([wrong])}
     return receipts
 
@@ -149,21 +245,40 @@ def _scored(receipt: Receipt, *, resumed: bool = False) -> events.PartitionScore
     )  # fmt: skip
 
 
-def _check_rejects(made: Plan, space: Workspace, receipts: Sequence[Receipt]) -> None:
-    groups = merged(group for receipt in receipts for group in receipt.facts.rejects)
-    if groups:
-        commit.discard(space)
-        raise rejected(made, sum(r.facts.rows_in for r in receipts), groups)
+def _sound(
+    made: Plan, space: Workspace, receipts: dict[int, Receipt], running: Runner, listener: Listener
+) -> list[Receipt]:
+    """Return the receipts in order, every part compared with its own; a damaged one is redone."""
+    ordered = [receipts[p.index] for p in made.partitions]
+    bad = commit.damaged(space, ordered)
+    if not bad:
+        return ordered
+    listener.on(events.Noted(text=f"{len(bad)} of the parts changed on the disk: scored again"))
+    receipts = _collected(made, space, running, listener)
+    ordered = [receipts[p.index] for p in made.partitions]
+    if commit.damaged(space, ordered):
+        message = f"{space.path}: parts change after they were written"
+        raise StorageError(message, "check the disk, then run the same command again")
+    return ordered
 
 
-def _report(
-    made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt, seconds: float, amended: Amended
-) -> Report:
-    files = list(found.path.rglob("*.parquet")) if found.dataset else [found.path]
+def _check_rows(made: Plan, found: Target, receipts: Sequence[Receipt]) -> None:
+    """Check that every row was scored, of files that are what they were; else nothing is kept."""
+    try:
+        groups = merged(group for receipt in receipts for group in receipt.facts.rejects)
+        if groups:
+            raise rejected(made, sum(r.facts.rows_in for r in receipts), groups)
+        files.check_unchanged(made.sources)
+    except DataError:
+        workspace.discard(found.workspace)
+        raise
+
+
+def _report(made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt, started: float) -> Report:
     return Report(
         path=shortest(str(found.path)), receipt=receipt, partitions=len(made.partitions),
-        workers=outcome.workers, in_place=outcome.in_place, seconds=seconds,
-        bytes_in=sum(source.size_bytes for source in made.sources),
-        size_bytes=sum(file.stat().st_size for file in files),
-        amended={name: where(a.place, made.sources) for name, a in amended.items()},
+        workers=outcome.workers, in_place=outcome.in_place, seconds=time.perf_counter() - started,
+        bytes_in=sum(source.size_bytes for source in receipt.inputs), size_bytes=receipt.size_bytes,
+        amended={name: where(a.place, made.sources) for name, a in made.amended.items()},
+        skipped=outcome.skipped,
     )  # fmt: skip

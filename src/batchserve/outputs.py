@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from batchserve import storage
-from batchserve.errors import StorageError
 from batchserve.rejects import Place, RejectGroup
-from batchserve.storage import translated
+from batchserve.storage import translated_writing
 
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 128 << 20
@@ -85,21 +84,21 @@ class Receipt(BaseModel, frozen=True):
 
 
 def committed(workspace: Workspace, name: str) -> Receipt | None:
-    """Return the receipt of part `name`, or None if no attempt has committed it."""
+    """Return the receipt of part `name`, or None if no attempt has committed it.
+
+    A receipt counts if it is whole, of this plan (a task of another one may have come late), and
+    its part is there: a power loss may keep one name of a folder and lose another.
+    """
     path = workspace.file(f"{name}.json")
-    with translated(path):
-        text = path.read_bytes() if path.exists() else None
-    if text is None:
-        return None
-    try:
-        receipt = Receipt.model_validate_json(text)
-    except ValueError as error:
-        raise _damaged(path) from error
-    return receipt if receipt.plan_id == workspace.plan_id else None  # a late task of another plan
-
-
-def _damaged(path: Path) -> StorageError:
-    return StorageError(f"{path}: is damaged", f"remove {path.parent} and run it again")
+    with translated_writing(workspace.path):
+        if storage.disk.size_bytes(path) is None:
+            return None
+        try:
+            receipt = Receipt.model_validate_json(storage.unseal(storage.disk.read(path)))
+        except ValueError:
+            return None
+        there = storage.disk.size_bytes(workspace.file(receipt.part)) == receipt.size_bytes
+    return receipt if there and receipt.plan_id == workspace.plan_id else None
 
 
 class PartWriter:
@@ -110,7 +109,7 @@ class PartWriter:
         self._name = name
         self._schema = schema.with_metadata(dict(workspace.footer))
         attempt = f"{name}.{uuid.uuid4().hex[:12]}.parquet"
-        self._sink = storage.create(workspace.file(attempt))
+        self._sink = storage.Sink(workspace.file(attempt))
         self._writer = pq.ParquetWriter(
             self._sink, self._schema, compression=COMPRESSION, use_dictionary=dictionaries(schema),
             write_page_checksum=True,
@@ -157,8 +156,8 @@ class PartWriter:
         )  # fmt: skip
         temporary = self._workspace.file(f"{self._sink.path.stem}.json.tmp")
         path = self._workspace.file(f"{self._name}.json")
-        storage.write_durable(temporary, receipt.model_dump_json().encode())
-        if path.exists() and committed(self._workspace, self._name) is None:
+        storage.write_durable(temporary, storage.seal(receipt.model_dump_json()))
+        if storage.disk.size_bytes(path) is not None and committed(self._workspace, self._name) is None:
             storage.remove(path)
         if storage.link_first(temporary, path):
             return receipt
@@ -173,7 +172,7 @@ class PartWriter:
 @contextmanager
 def open_part(workspace: Workspace, name: str, schema: pa.Schema) -> Iterator[PartWriter]:
     """Open a new part; if the block fails before `commit`, nothing of it is left."""
-    with translated(workspace.path):
+    with translated_writing(workspace.path):
         part = PartWriter(workspace, name, schema)
         try:
             yield part

@@ -7,7 +7,7 @@ of the model and the output, how the run is shown).
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from batchserve.config import Job
 from batchserve.errors import BatchserveError, ModelError, UsageError, did_you_mean, raise_all
 from batchserve.inputs import Look, Partition, Reading, Source
 from batchserve.model import ModelSpec, Session, Signature, Tensor, identify, runtime_version, session_for
-from batchserve.outputs import PLAN_KEY
+from batchserve.outputs import PLAN_KEY, Amendment
 from batchserve.proof import prove
 from batchserve.scoring import Recipe, padded
 
@@ -44,11 +44,16 @@ class Plan(BaseModel, frozen=True):
     rows_depend: bool
     types: dict[str, str]
     """Column types set by the user or by an amendment."""
+    amended: dict[str, Amendment] = {}
+    """Those of `types` that an amendment set; not part of the id, as the bytes are the same."""
+    batch_rows_asked: int | None = None
+    """The rows per run that the user asked for, or None; not part of the id either."""
 
     @cached_property
     def plan_id(self) -> str:
         """The sha256 of all that changes bytes."""
-        content = self.model_dump_json(exclude={"recipe": {"model": {"path"}}})
+        unseen: dict[str, Any] = {"amended": True, "batch_rows_asked": True, "recipe": {"model": {"path"}}}
+        content = self.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property

@@ -32,6 +32,8 @@ class Report:
     size_bytes: int
     amended: dict[str, str]
     """Columns that became text (or double) on the way, with the place that showed it."""
+    skipped: bool = False
+    """True when there was nothing to do: the output was there, of this very plan."""
 
     @property
     def rows(self) -> int:

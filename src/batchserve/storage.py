@@ -3,6 +3,9 @@
 Durability rests on three rules (reliability is built from them, nowhere else):
 a file is complete and synced before it gets its real name, a name is given by `link` (the
 first one wins) or by `rename`, and the folder is synced after the name was given.
+
+`Disk` is what the protocol asks of a file system, one call each; `disk` is the one in use.
+Tests put another there: one that remembers what a power loss would leave, or one that fails.
 """
 
 import ctypes
@@ -10,19 +13,120 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
+import stat
 import sys
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
-from batchserve.errors import BatchserveError, OutputError, RetryError, from_os
+from batchserve.errors import BatchserveError, OutputError, RetryError, StorageError, from_os
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _HASH_CHUNK_BYTES = 4 << 20
+_LOCK_POLL_S = 0.1
+_SEAL = '\n"seal":"'
+
+
+class Disk:
+    """A file system, one method per effect or question of the protocol."""
+
+    def create(self, path: Path) -> BinaryIO:
+        """Open the new file `path`; raise FileExistsError if the name is taken."""
+        return path.open("xb")
+
+    def sync(self, file: BinaryIO) -> None:
+        """Make the bytes written to `file` survive a power loss."""
+        file.flush()
+        os.fsync(file.fileno())
+
+    def sync_file(self, path: Path) -> None:
+        """Make the bytes of `path` survive a power loss."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def sync_dir(self, path: Path) -> None:
+        """Make the names in folder `path` survive a power loss."""
+        self.sync_file(path)
+
+    def link(self, existing: Path, path: Path) -> None:
+        """Give a file a second name; raise FileExistsError if the name is taken."""
+        os.link(existing, path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file, or a folder, another name in one step; a file there is replaced."""
+        old.rename(new)
+
+    def exchange(self, first: Path, second: Path) -> None:
+        """Swap two names in one step (Linux `renameat2` with RENAME_EXCHANGE)."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        swap = getattr(libc, "renameat2", None) if sys.platform == "linux" else None
+        names = os.fsencode(first), os.fsencode(second)
+        if swap is None or swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+            number = ctypes.get_errno() or errno.ENOSYS
+            raise OSError(number, os.strerror(number))
+
+    def make_dir(self, path: Path) -> None:
+        """Make folder `path` if it is not there."""
+        path.mkdir(exist_ok=True)
+
+    def unlink(self, path: Path) -> None:
+        """Take away the name `path` of a file; raise FileNotFoundError if there is none."""
+        path.unlink()
+
+    def remove_dir(self, path: Path) -> None:
+        """Remove the empty folder `path`."""
+        path.rmdir()
+
+    def mode(self, path: Path) -> int | None:
+        """Return the permission bits of `path`, or None if it is not there."""
+        try:
+            return stat.S_IMODE(path.stat().st_mode)
+        except FileNotFoundError:
+            return None
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        """Set the permission bits of `path`."""
+        path.chmod(mode)
+
+    def read(self, path: Path) -> bytes:
+        """Return what the file `path` holds."""
+        return path.read_bytes()
+
+    def size_bytes(self, path: Path) -> int | None:
+        """Return the size of the file `path`, or None if there is none."""
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def is_dir(self, path: Path) -> bool:
+        """Whether `path` is a folder."""
+        return path.is_dir()
+
+    def names(self, folder: Path) -> list[str]:
+        """Return the names in `folder`; none if it is not there."""
+        return sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208  names, not paths
+
+    def sha256(self, path: Path) -> str:
+        """Return the digest of the whole file `path`."""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def free_bytes(self, folder: Path) -> int:
+        """Return how many bytes this user may still write to the file system of `folder`."""
+        status = os.statvfs(folder)
+        return status.f_bavail * status.f_frsize
+
+
+disk = Disk()
+"""The disk in use."""
 
 
 @contextmanager
@@ -34,6 +138,18 @@ def translated(path: Path | str) -> Iterator[None]:
         raise from_os(error, str(path)) from error
 
 
+@contextmanager
+def translated_writing(folder: Path | str) -> Iterator[None]:
+    """Like `translated`, for a folder of ours: when it is gone, the disk failed, not the user."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        message = f"{folder}: was removed while the job ran"
+        raise StorageError(message, "run the same command again, and leave the folder alone") from error
+    except OSError as error:
+        raise from_os(error, str(folder)) from error
+
+
 class Sink:
     """A new file that hashes what is written to it; pyarrow writes Parquet into it.
 
@@ -42,7 +158,7 @@ class Sink:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("xb")
+        self._file = disk.create(path)
         self._whole = hashlib.sha256()
         self._section = hashlib.sha256()
         self._discarded = False
@@ -79,8 +195,7 @@ class Sink:
 
     def sync(self) -> None:
         """Make the bytes survive a power loss, and close the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        disk.sync(self._file)
         self._file.close()
 
     def close(self) -> None:
@@ -95,34 +210,37 @@ class Sink:
         """Close and remove the file: it was never named by a receipt."""
         self._discarded = True
         self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
-def create(path: Path) -> Sink:
-    """Open a new file at `path`; it must not exist."""
-    return Sink(path)
-
-
-def sync_file(path: Path) -> None:
-    """Make the bytes of `path` survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_dir(path: Path) -> None:
-    """Make the names in folder `path` survive a power loss."""
-    sync_file(path)
+        remove(self.path)
 
 
 def write_durable(path: Path, data: bytes) -> None:
     """Write `data` to the new file `path` and sync it."""
-    with path.open("xb") as file:
+    with disk.create(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        disk.sync(file)
+
+
+def seal(text: str) -> bytes:
+    """Return a JSON object with a last key that holds the digest of all before it.
+
+    Example:
+        >>> unseal(seal('{"a": 1}'))
+        '{"a": 1}'
+    """
+    body = text.rstrip().removesuffix("}").rstrip()
+    return f'{body},{_SEAL}{hashlib.sha256(body.encode()).hexdigest()}"}}'.encode()
+
+
+def unseal(data: bytes) -> str:
+    """Return the JSON object that was sealed.
+
+    Raises:
+        ValueError: It is not what `seal` gave, to the bit.
+    """
+    body, _, tail = data.decode().rpartition(f",{_SEAL}")
+    if tail != f'{hashlib.sha256(body.encode()).hexdigest()}"}}':
+        raise ValueError("its digest does not fit")
+    return f"{body}}}"
 
 
 def link_first(temporary: Path, path: Path) -> bool:
@@ -132,80 +250,103 @@ def link_first(temporary: Path, path: Path) -> bool:
         True if this call gave the name, False if another had it already.
     """
     try:
-        os.link(temporary, path)
+        disk.link(temporary, path)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_dir(path.parent)
+        remove(temporary)
+    disk.sync_dir(path.parent)
     return True
-
-
-def link(existing: Path, path: Path) -> None:
-    """Give `existing` the second name `path`, which must be free."""
-    os.link(existing, path)
 
 
 def replace(temporary: Path, path: Path) -> None:
     """Give `temporary` the name `path` in one atomic step, whatever had it before."""
-    temporary.replace(path)
-    sync_dir(path.parent)
+    disk.rename(temporary, path)
+    disk.sync_dir(path.parent)
 
 
-def move_dir(staged: Path, path: Path) -> None:
-    """Give folder `staged` the name `path`, which must not exist or be an empty folder."""
-    staged.rename(path)
-    sync_dir(path.parent)
+def keep_mode(old: Path, new: Path) -> None:
+    """Give `new` the permission bits of what it will replace, if there is anything."""
+    mode = disk.mode(old)
+    if mode is not None:
+        disk.set_mode(new, mode)
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Swap two names in one atomic step (Linux `renameat2` with RENAME_EXCHANGE).
+    """Swap two names in one atomic step.
 
     Raises:
         OutputError: Where the system or file system cannot do it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    swap = getattr(libc, "renameat2", None) if sys.platform == "linux" else None
-    names = os.fsencode(first), os.fsencode(second)
-    if swap is None or swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
-        reason = os.strerror(ctypes.get_errno() or errno.ENOSYS)
-        message = f"{second}: this file system cannot swap folders in one step ({reason})"
-        raise OutputError(message, f"remove it first: rm -r {second}")
-    sync_dir(second.parent)
+    try:
+        disk.exchange(first, second)
+    except OSError as error:
+        message = f"{second}: this file system cannot swap folders in one step ({error.strerror})"
+        raise OutputError(message, f"remove it first: rm -r {second}") from error
+    disk.sync_dir(second.parent)
 
 
 def make_dir(path: Path) -> None:
     """Make folder `path` if it is not there, durably."""
-    path.mkdir(exist_ok=True)
-    sync_dir(path.parent)
+    disk.make_dir(path)
+    disk.sync_dir(path.parent)
 
 
 def remove(path: Path) -> None:
     """Remove the file `path` if it is there."""
-    path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        disk.unlink(path)
 
 
-def remove_tree(path: Path) -> None:
-    """Remove folder `path` and all in it, if it is there."""
-    if path.exists():
-        shutil.rmtree(path)
-        sync_dir(path.parent)
+def remove_tree(path: Path, first: Sequence[str] = ()) -> None:
+    """Remove folder `path` and all in it, if it is there; the names in `first` before the rest."""
+    for name in [*first, *disk.names(path)]:
+        entry = path / name
+        if disk.is_dir(entry):
+            remove_tree(entry)
+        else:
+            remove(entry)
+    if disk.is_dir(path):
+        disk.remove_dir(path)
+        disk.sync_dir(path.parent)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait_s: float = 0) -> Iterator[None]:
     """Hold the lock file `path`; the kernel lets go of it when this process ends.
+
+    Args:
+        path: The lock file; made if it is not there.
+        wait_s: How long to wait for another process, in seconds.
 
     Raises:
         RetryError: Another process holds it.
     """
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"{path.parent}: another batchserve is writing this output"
-            raise RetryError(message, "wait for it, then run the same command again") from None
+    give_up = time.monotonic() + wait_s
+    while (file := _try_lock(path)) is None:
+        if time.monotonic() >= give_up:
+            holder = path.read_text(errors="replace").strip() or "another process"
+            message = f"{path.parent}: {holder} is writing this output"
+            raise RetryError(message, "wait for it, then run the same command again")
+        time.sleep(_LOCK_POLL_S)
+    with file:
         yield
+
+
+def _try_lock(path: Path) -> TextIO | None:
+    """Lock the file; None if another process has it, or removed it in this very moment."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            return file
+    except BlockingIOError:
+        pass
+    file.close()
+    return None
 
 
 def range_sha256(file: BinaryIO, start: int, stop: int) -> str:
@@ -223,8 +364,7 @@ def range_sha256(file: BinaryIO, start: int, stop: int) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the digest of the whole file `path`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return disk.sha256(path)
 
 
 def check_writable(folder: Path) -> None:

@@ -4,14 +4,12 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from batchserve import storage
-from batchserve.errors import OutputError, UsageError
+from batchserve.errors import BatchserveError, OutputError, UsageError
 from batchserve.inputs import Source
 from batchserve.outputs import PLAN_KEY
 from batchserve.planning import Plan
@@ -42,25 +40,58 @@ class Target:
             return self.path / META_DIR / "receipt.json"
         return self.path.with_name(f"{self.path.stem}.receipt.json")
 
+    @property
+    def rejects(self) -> Path:
+        """Where the rejects of the output go; a run without rejects removes those of an earlier one."""
+        if self.dataset:
+            return self.path / META_DIR / "rejects.jsonl"
+        return self.path.with_name(f"{self.path.stem}.rejects.jsonl")
+
+
+class DatasetPart(BaseModel, frozen=True):
+    """One file of a dataset."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    sha256: str
+
 
 class Manifest(BaseModel, frozen=True):
     """The parts of a dataset, in input order."""
 
     plan_id: str
-    parts: tuple[dict[str, Any], ...]
+    """The plan of the last run that added parts."""
+    parts: tuple[DatasetPart, ...]
 
 
-def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, overwrite: bool) -> Target:
+def manifest(found: Target) -> Manifest:
+    """Return the manifest of a dataset.
+
+    Raises:
+        OutputError: It is not there or is damaged.
+    """
+    path = found.path / META_DIR / "manifest.json"
+    with translated(path):
+        data = storage.disk.read(path)
+    try:
+        return Manifest.model_validate_json(storage.unseal(data))
+    except ValueError as error:
+        hint = "it is no whole dataset any more: score it again with --overwrite"
+        raise OutputError(f"{path}: is damaged", hint) from error
+
+
+def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, if_exists: str) -> Target:
     """Check where the output is to go, before any work.
 
     Args:
         output: The path as the user gave it; a suffix makes a file, none or a `/` a dataset.
         given: The inputs as the user gave them.
         sources: The input files.
-        overwrite: Whether an output that batchserve wrote may be replaced.
+        if_exists: What to do with an output that is there: error, skip, overwrite or append.
 
     Raises:
-        UsageError: The suffix is that of another format.
+        UsageError: The suffix is that of another format, or one file is to be appended to.
         OutputError: The output is an input, exists, or its folder does not.
         AccessError: Its folder cannot be written to.
     """
@@ -69,10 +100,13 @@ def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, over
         message = f"{output}: batchserve writes Parquet"
         raise UsageError(message, f"did you mean {Path(output).with_suffix('.parquet')}?")
     dataset = suffix not in _PARQUET_SUFFIXES or output.endswith("/")
+    if if_exists == "append" and not dataset:
+        message = f"{output}: one file cannot be appended to"
+        raise UsageError(message, f"name a dataset folder: {Path(output).with_suffix('')}")
     found = Target(Path(output).resolve(), dataset)
     _check_not_input(output, found, given, sources)
     storage.check_writable(found.path.parent)
-    _check_free(output, found, overwrite=overwrite)
+    _check_free(output, found, if_exists)
     return found
 
 
@@ -100,7 +134,7 @@ def _would_match(given: str, path: Path) -> bool:
     )
 
 
-def _check_free(output: str, found: Target, *, overwrite: bool) -> None:
+def _check_free(output: str, found: Target, if_exists: str) -> None:
     if not taken(found):
         return
     if found.path.is_dir() != found.dataset:
@@ -110,14 +144,15 @@ def _check_free(output: str, found: Target, *, overwrite: bool) -> None:
     if not ours:
         remove = f"rm {'-r ' if found.dataset else ''}{output}"
         raise OutputError(f"{output}: exists and was not written by batchserve", f"to lose it: {remove}")
-    if not overwrite and not found.workspace.exists():
+    if if_exists == "error" and not found.workspace.exists():
         raise exists(output)
 
 
 def taken(found: Target) -> bool:
     """Whether there is something at the target; an empty folder is nothing."""
-    empty = found.dataset and found.path.is_dir() and not any(found.path.iterdir())
-    return found.path.exists() and not empty
+    if storage.disk.is_dir(found.path):
+        return bool(storage.disk.names(found.path)) or not found.dataset
+    return storage.disk.size_bytes(found.path) is not None
 
 
 def exists(output: str) -> OutputError:
@@ -128,13 +163,14 @@ def exists(output: str) -> OutputError:
 def published_plan_id(found: Target) -> str:
     """Return the plan id that an existing output carries, or an empty text."""
     try:
-        if found.dataset:
-            manifest = found.path / META_DIR / "manifest.json"
-            return Manifest.model_validate_json(manifest.read_bytes()).plan_id
-        metadata = pq.read_metadata(found.path).metadata or {}
-        return str(metadata.get(PLAN_KEY.encode(), b"").decode())
-    except (OSError, ValueError, pa.ArrowInvalid):
+        return manifest(found).plan_id if found.dataset else _footer_plan_id(found.path)
+    except (OSError, ValueError, BatchserveError):
         return ""
+
+
+def _footer_plan_id(path: Path) -> str:
+    metadata = pq.read_metadata(path).metadata or {}
+    return str(metadata.get(PLAN_KEY.encode(), b"").decode())
 
 
 def check_not_like_input(found: Target, plan: Plan) -> None:

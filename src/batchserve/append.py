@@ -1,0 +1,65 @@
+"""Appending to a dataset: which files are new, and whether they make rows of the same kind."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from batchserve.commit import OutputReceipt
+from batchserve.config import Job
+from batchserve.errors import OutputError, raise_all
+from batchserve.inputs import Source
+from batchserve.inputs.inference import TYPES
+from batchserve.planning import Plan
+from batchserve.target import Target
+from batchserve.workspace import differences
+
+
+def new_sources(sources: Sequence[Source], earlier: OutputReceipt) -> list[Source]:
+    """Return the files whose rows are not in the dataset: path, size and time decide.
+
+    Raises:
+        OutputError: A file was scored and has changed since; its rows would be there twice.
+    """
+    known = {source.path: source for source in earlier.inputs}
+    changed = [source for source in sources if known.get(source.path, source) != source]
+    hint = "score the whole anew with --overwrite, or give the new rows as a file of their own"
+    raise_all(
+        [
+            OutputError(f"{source.path}: was scored into this dataset and has changed since", hint)
+            for source in changed
+        ]
+    )
+    return [source for source in sources if source.path not in known]
+
+
+def as_before(job: Job, sources: Sequence[Source], earlier: OutputReceipt) -> Job:
+    """Return the job with the column types and the batch size that the dataset has."""
+    recipe = earlier.runs[-1].plan.recipe
+    types = {name: word for name in recipe.keep if (word := _word(recipe.schema_.field(name).type))}
+    text = any(source.format != "parquet" for source in sources)
+    update = {"type": types | job.type if text else job.type}
+    return job.model_copy(update=update | {"batch_rows": job.batch_rows or recipe.batch_rows})
+
+
+def _word(kind: pa.DataType) -> str | None:
+    return next((word for word, each in TYPES.items() if each.equals(kind)), None)
+
+
+def check_same_kind(found: Target, earlier: OutputReceipt, made: Plan) -> None:
+    """Check that new rows are scored as those in the dataset were.
+
+    Raises:
+        OutputError: Another model, other columns, other rules.
+    """
+    before = earlier.runs[-1].plan
+    was, now = before.recipe, made.recipe
+    same = (
+        was.model.sha256 == now.model.sha256 and was.binding == now.binding
+        and was.predictions == now.predictions and was.schema_.equals(now.schema_)
+        and was.batch_rows == now.batch_rows
+    )  # fmt: skip
+    if not same:
+        inputs = tuple(source.path for source in (*before.sources, *made.sources))
+        lines = [what for what in differences(before, made) if not what.startswith(("input", *inputs))]
+        message = "\n  ".join([f"{found.path}: its rows were scored otherwise", *lines])
+        raise OutputError(message, "append with the options of before, or write a new dataset")

@@ -1,0 +1,51 @@
+"""Do the parts make a whole? The receipts' exact extents say so.
+
+The planned start of a slice inside a text file is a guess; every record is read once only if
+each slice of a file starts exactly where the slice before it stopped.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from batchserve.inputs import Partition
+from batchserve.outputs import Amendment, Receipt
+
+
+def misguessed(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> Partition | None:
+    """Return the first partition that does not start where the one before it ended, corrected.
+
+    The planned start of a slice inside a text file is a guess; every record is read once only
+    if each slice of a file starts exactly where the slice before it stopped.
+    """
+    ends: dict[str, int] = {}
+    for partition in partitions:
+        extents = receipts[partition.index].facts.extents
+        for part, (start, stop) in zip(partition.slices, extents, strict=False):
+            expected = ends.get(part.path, start)
+            if part.format != "parquet" and start != expected:
+                return _restarted(partition, part.path, expected)
+            ends[part.path] = stop
+    return None
+
+
+def amendments(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> dict[str, Amendment]:
+    """Return the column types that must be amended, as far as receipts can be trusted yet.
+
+    A partition that began at a wrong guess may have met nonsense: only those count that follow
+    on from the first without a gap.
+    """
+    trusted = list(itertools.takewhile(lambda p: p.index in receipts, partitions))
+    wrong = misguessed(trusted, receipts)
+    found: dict[str, Amendment] = {}
+    for partition in trusted[: wrong.index if wrong else None]:
+        for amendment in receipts[partition.index].facts.amendments:
+            found.setdefault(amendment.column, amendment)
+    return found
+
+
+def _restarted(partition: Partition, path: str, start: int) -> Partition:
+    slices = [
+        part.model_copy(update={"start": start, "exact": True}) if part.path == path else part
+        for part in partition.slices
+    ]
+    return partition.model_copy(update={"slices": tuple(slices), "redone": True})
