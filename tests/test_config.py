@@ -72,7 +72,7 @@ def test_every_flag_of_score_is_a_field() -> None:
 
 def test_every_flag_of_plan_is_a_field() -> None:
     """`plan` takes every flag that decides what will be done."""
-    decides = set(FIELDS) - SEEING - {"overwrite", "if_exists", "fresh", "stall_timeout", "dashboard"}
+    decides = set(FIELDS) - SEEING - {"stall_timeout", "dashboard"}
 
     assert set(flags("plan")) == decides | {"json", "config", "debug"}
 

@@ -5,8 +5,6 @@ Messages go to stderr, data (`--json`) to stdout.
 
 import json
 import sys
-import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,10 @@ from rich.text import Text
 
 from batchserve import events
 from batchserve.config import Settings
-from batchserve.errors import BatchserveError
+from batchserve.errors import BatchserveError, redacted
 from batchserve.events import Event
+from batchserve.meter import Meter
 from batchserve.report import Report, human_bytes
-
-_PLAIN_EVERY_S = 10.0
 
 
 def printable(text: str) -> str:
@@ -30,7 +27,7 @@ def printable(text: str) -> str:
         >>> printable("a\x1b[31mb")
         'a\\x1b[31mb'
     """
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in redacted(text))
 
 
 class Screen:
@@ -41,7 +38,6 @@ class Screen:
         self._verbose = verbose
         self._progress = progress and not quiet
         self._meter = Meter()
-        self._spoken = 0.0
         self._line: Line | None = None
 
     def say(self, text: str, style: str = "") -> None:
@@ -61,29 +57,24 @@ class Screen:
 
     def on(self, event: Event) -> None:
         """Show `event`."""
+        self._meter.on(event)
         match event:
             case events.Planned():
                 self._start(event)
-            case events.RowsScored() | events.PartitionScored():
-                self._meter.add(event)
-                self._advance()
-            case events.Publishing():
-                if self._line:
-                    self._line.show("checking and publishing")
+            case events.RowsScored() | events.PartitionScored() if self._line:
+                self._line.show(self._meter.line(), self._meter.share)
+            case events.Publishing() if self._line:
+                self._line.show("checking and publishing")
             case events.Amended():
                 for column, place in event.columns.items():
                     self.say(f"{column}: another type was needed at {place}; starting over")
             case events.Suspected():
                 self.say(f"{event.cause}; scored again, each alone: {', '.join(event.places)}")
-            case events.Noted():
-                self.say(event.text)
-            case events.DashboardOpened():
-                self.say(f"dashboard {event.url}")
+            case events.Noted(text=text) | events.DashboardOpened(url=text):
+                self.say(text)
 
     def _start(self, event: events.Planned) -> None:
         self.close()
-        self._meter = Meter(event.bytes_total)
-        self._spoken = time.monotonic()
         many = f"{event.partitions:,} partition{'s' * (event.partitions != 1)}"
         if event.partitions_done:
             self.say(f"continuing: {event.partitions_done:,} of {many} done")
@@ -92,12 +83,10 @@ class Screen:
         if self._progress and self._console.is_terminal:
             self._line = Line(self._console)
 
-    def _advance(self) -> None:
-        if self._line:
-            self._line.show(self._meter.line(), self._meter.share)
-        elif self._progress and time.monotonic() - self._spoken >= _PLAIN_EVERY_S:
-            self._spoken = time.monotonic()
-            self.say(self._meter.line())
+    def minute(self) -> None:
+        """Say how far the job is, where no live line does."""
+        if self._progress and not self._console.is_terminal:
+            self.say(self._meter.minute_line())
 
     def close(self) -> None:
         """Take the live line away."""
@@ -141,47 +130,6 @@ class Line:
         self._bar.stop()
 
 
-class Meter:
-    """Rows, rates and shares so far in this run."""
-
-    def __init__(self, bytes_total: int = 0) -> None:
-        self._started = time.monotonic()
-        self._bytes_total = bytes_total
-        self.rows = self.rejected = self._bytes = self._bytes_resumed = 0
-        self._seconds: Counter[str] = Counter()
-
-    def add(self, event: events.PartitionScored | events.RowsScored) -> None:
-        """Count a partition, or rows of one that is still running."""
-        if isinstance(event, events.RowsScored):
-            self.rows = event.rows
-        elif event.resumed:
-            self._bytes_resumed += event.bytes_in
-        else:
-            self.rows = event.rows_in if not self._bytes else self.rows + event.rows_in
-            self.rejected += event.rows_rejected
-            self._bytes += event.bytes_in
-            self._seconds.update(event.seconds)
-
-    @property
-    def share(self) -> float | None:
-        """How much of the input is done, 0 to 1; None before the first partition is."""
-        done = self._bytes + self._bytes_resumed
-        return min(1.0, done / max(self._bytes_total, 1)) if done else None
-
-    def line(self) -> str:
-        """Return the progress line."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        parts = [f"{self.rows:,} rows", f"{self.rows / elapsed:,.0f} rows/s"]
-        if self._bytes:
-            rate = self._bytes / elapsed
-            left = max(0, self._bytes_total - self._bytes_resumed - self._bytes)
-            model = self._seconds["model"] / max(sum(self._seconds.values()), 1e-9)
-            rejected = self.rejected / max(self.rows, 1)
-            parts += [f"{human_bytes(rate)}/s", f"rejected {rejected:.1%}", f"model {model:.0%}"]
-            parts.append(f"{left / rate:.0f} s left")
-        return " · ".join(parts)
-
-
 def summary_lines(report: Report) -> list[str]:
     """Return the summary: what came out, how fast, what to know."""
     receipt = report.receipt
@@ -191,6 +139,8 @@ def summary_lines(report: Report) -> list[str]:
     busy = max(sum(stages.values()), 1e-9)
     shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in stages.items())
     sizes = f"{human_bytes(report.bytes_in)} in, {human_bytes(report.size_bytes)} out"
+    if report.skipped:
+        return [f"{report.path}: nothing to do, its {report.rows:,} rows are from {source}"]
     lines = [
         f"{report.path}: {report.rows:,} rows from {source} ({sizes})",
         f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
@@ -205,30 +155,8 @@ def summary_lines(report: Report) -> list[str]:
 
 def report_json(report: Report, settings: Settings) -> str:
     """Return the summary's facts as one JSON object."""
-    receipt = report.receipt
-    return json.dumps(
-        {
-            "output": report.path,
-            "plan_id": receipt.plan_id,
-            "model": settings.job.model,
-            "model_sha256": receipt.model_sha256,
-            "config": str(settings.file) if settings.file else None,
-            "rows_in": receipt.rows_in,
-            "rows_out": receipt.rows_out,
-            "rows_rejected": receipt.rows_rejected,
-            "nulls": receipt.nulls,
-            "null_rules": receipt.null_rules,
-            "seconds": round(report.seconds, 3),
-            "rows_per_s": round(report.rows_per_s),
-            "bytes_in": report.bytes_in,
-            "size_bytes": report.size_bytes,
-            "stage_seconds": {k: round(v, 3) for k, v in receipt.seconds.items()},
-            "partitions": report.partitions,
-            "workers": report.workers,
-            "in_place": report.in_place,
-            "amended": report.amended,
-        }
-    )
+    config = str(settings.file) if settings.file else None
+    return json.dumps(report.facts() | {"model": settings.job.model, "config": config})
 
 
 def table(title: str, facts: Mapping[str, Any]) -> None:

@@ -18,8 +18,33 @@ domain arguments do not survive pickling between processes.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
+
+_SECRETS = (
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE), r"\1***@"),
+    (
+        re.compile(
+            r"([\w.-]*(?:secret|passw|token|signature|credential|access_?key|api_?key|account_?key"
+            r"|X-Amz-|connection_string|\bsig\b|\bsas\b)[\w.-]*=)[^&\s'\",;]+",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+)
+
+
+def redacted(text: str) -> str:
+    """Take secrets out of a text: user and password of a URL, signatures, keys, tokens.
+
+    Example:
+        >>> redacted("s3://me:hunter2@bucket/a.csv?X-Amz-Signature=abc&part=1")
+        's3://***@bucket/a.csv?X-Amz-Signature=***&part=1'
+    """
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
 
 
 class BatchserveError(Exception):
@@ -30,9 +55,8 @@ class BatchserveError(Exception):
     """The problems that this error tells together; empty when it is one."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.message = message
-        self.hint = hint
+        super().__init__(redacted(message), redacted(hint))
+        self.message, self.hint = self.args
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message

@@ -4,6 +4,7 @@ The library never prints: it tells a listener. The progress line, log lines and 
 are listeners.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,6 +110,18 @@ class Listener(Protocol):
 
     def on(self, event: Event) -> None:
         """Take note of `event`, quickly; what it raises stops the job, which can be continued."""
+
+
+class Several:
+    """A listener that tells others, in order."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = listeners
+
+    def on(self, event: Event) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            listener.on(event)
 
 
 class Silent:

@@ -155,7 +155,7 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
     if finished := _finished(job, made, found):
         return _Outcome(finished, skipped=True)
     with workspace.opened(found, made, fresh=job.fresh) as space:
-        _check_still(found, work.earlier)
+        _check_still(job, found, work.earlier)
         commit.check_room(found, made, space, listener)
         with runner.opened(job, made, space, listener, cluster) as running:
             receipts = _collected(made, space, running, listener)
@@ -206,10 +206,11 @@ def _of_another_plan(made: Plan, found: Target) -> OutputError:
     return OutputError("\n  ".join(lines), "replace it with --overwrite, or name another output")
 
 
-def _check_still(found: Target, earlier: OutputReceipt | None) -> None:
-    """Check, now that nobody else can, that nobody appended since the plan was made."""
-    if earlier and target.published_plan_id(found) != earlier.plan_id:
-        raise RetryError(f"{found.path}: was appended to meanwhile", "run the same command again")
+def _check_still(job: Job, found: Target, earlier: OutputReceipt | None) -> None:
+    """Check, now that nobody else can write it, that the output is as it was for the plan."""
+    appeared = earlier is None and job.when_exists != "overwrite" and target.taken(found)
+    if appeared or (earlier and target.published_plan_id(found) != earlier.plan_id):
+        raise RetryError(f"{found.path}: was written to meanwhile", "run the same command again")
 
 
 def _collected(made: Plan, space: Workspace, running: Runner, listener: Listener) -> dict[int, Receipt]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchserve import inputs
+from batchserve import inputs, workspace
 from batchserve.binding import Feed
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError
 from batchserve.inputs import Source
 from batchserve.planning import Plan
 from batchserve.rejects import Place, Reject, RejectGroup
+from batchserve.target import Target
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,6 +45,30 @@ class Report:
     def rows_per_s(self) -> float:
         """Rows per second of wall time."""
         return self.rows / self.seconds if self.seconds else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as values that JSON knows."""
+        receipt = self.receipt
+        return {
+            "output": self.path,
+            "plan_id": receipt.plan_id,
+            "model_sha256": receipt.model_sha256,
+            "rows_in": receipt.rows_in,
+            "rows_out": receipt.rows_out,
+            "rows_rejected": receipt.rows_rejected,
+            "nulls": receipt.nulls,
+            "null_rules": receipt.null_rules,
+            "seconds": round(self.seconds, 3),
+            "rows_per_s": round(self.rows_per_s),
+            "bytes_in": self.bytes_in,
+            "size_bytes": self.size_bytes,
+            "stage_seconds": {name: round(s, 3) for name, s in receipt.seconds.items()},
+            "partitions": self.partitions,
+            "workers": self.workers,
+            "in_place": self.in_place,
+            "amended": self.amended,
+            "skipped": self.skipped,
+        }
 
     def __str__(self) -> str:
         return f"{self.rows:,} rows in {self.path} ({self.rows_per_s:,.0f} rows/s)"
@@ -126,6 +151,13 @@ def plan_facts(made: Plan) -> dict[str, str]:
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
+
+
+def target_facts(found: Target, made: Plan) -> dict[str, str]:
+    """Return where the rows would go and what an earlier run left there, as words for people."""
+    facts = {"output": f"{shortest(str(found.path))} ({'a dataset folder' if found.dataset else 'one file'})"}
+    left = workspace.left(found, made)
+    return facts | ({"workspace": left} if left else {})
 
 
 def _fed(feed: Feed, made: Plan) -> str:

@@ -325,17 +325,26 @@ def locked(path: Path, wait_s: float = 0) -> Iterator[None]:
     give_up = time.monotonic() + wait_s
     while (file := _try_lock(path)) is None:
         if time.monotonic() >= give_up:
-            holder = path.read_text(errors="replace").strip() or "another process"
-            message = f"{path.parent}: {holder} is writing this output"
+            message = f"{path.parent}: {_holder(path)} is writing this output"
             raise RetryError(message, "wait for it, then run the same command again")
         time.sleep(_LOCK_POLL_S)
     with file:
         yield
 
 
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text(errors="replace").strip() or "another process"
+    return "another process"
+
+
 def _try_lock(path: Path) -> TextIO | None:
     """Lock the file; None if another process has it, or removed it in this very moment."""
-    file = path.open("a+")
+    try:
+        disk.make_dir(path.parent)
+        file = path.open("a+")
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):

@@ -95,19 +95,27 @@ def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, if_e
         OutputError: The output is an input, exists, or its folder does not.
         AccessError: Its folder cannot be written to.
     """
-    suffix = Path(output).suffix.lower()
-    if suffix in _DATA_SUFFIXES and not output.endswith("/"):
-        message = f"{output}: batchserve writes Parquet"
-        raise UsageError(message, f"did you mean {Path(output).with_suffix('.parquet')}?")
-    dataset = suffix not in _PARQUET_SUFFIXES or output.endswith("/")
-    if if_exists == "append" and not dataset:
+    found = at(output)
+    if if_exists == "append" and not found.dataset:
         message = f"{output}: one file cannot be appended to"
         raise UsageError(message, f"name a dataset folder: {Path(output).with_suffix('')}")
-    found = Target(Path(output).resolve(), dataset)
     _check_not_input(output, found, given, sources)
     storage.check_writable(found.path.parent)
     _check_free(output, found, if_exists)
     return found
+
+
+def at(output: str) -> Target:
+    """Return the target that a path means: a Parquet suffix makes a file, none or a `/` a dataset.
+
+    Raises:
+        UsageError: The suffix is that of another format.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix in _DATA_SUFFIXES and not output.endswith("/"):
+        message = f"{output}: batchserve writes Parquet"
+        raise UsageError(message, f"did you mean {Path(output).with_suffix('.parquet')}?")
+    return Target(Path(output).resolve(), suffix not in _PARQUET_SUFFIXES or output.endswith("/"))
 
 
 def _check_not_input(output: str, found: Target, given: Sequence[str], sources: Sequence[Source]) -> None:

@@ -17,6 +17,8 @@ from batchserve.errors import BatchserveError, NotFoundError
 
 if TYPE_CHECKING:
     from batchserve.config import Settings
+    from batchserve.console import Screen
+    from batchserve.report import Report
 
 app = typer.Typer(
     help="Score files with an ONNX model: parallel, exact, restartable.",
@@ -73,7 +75,7 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
 @app.command()
 def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
-    inputs: flags.Inputs,
+    paths: flags.Paths,
     model: flags.ModelPath = None,
     features: flags.Features = None,
     map: flags.Map = None,  # noqa: A002
@@ -85,6 +87,9 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     limit: flags.Limit = None,
     type: flags.Type = None,  # noqa: A002
     infer: flags.Infer = None,
+    if_exists: flags.IfExists = None,
+    overwrite: flags.Overwrite = None,
+    fresh: flags.Fresh = None,
     workers: flags.Workers = None,
     cluster: flags.Cluster = None,
     scheduler: flags.Scheduler = None,
@@ -97,16 +102,18 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
 ) -> None:
     """Say what scoring the inputs would do, and score nothing.
 
-    Example: batchserve plan flights.csv --model model.onnx
+    Example: batchserve plan flights.csv flights.parquet --model model.onnx
     """
+    inputs, output = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, None)
     settings = _settings(ctx, inputs, config)
     from batchserve import console, job, report, runner
 
-    made, _ = job.plan(settings.job, inputs)
+    made, found = job.plan(settings.job, inputs, output)
     if settings.job.json_:
         console.out(made.model_dump_json(indent=1))
         return
-    console.table("plan", report.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)})
+    facts = report.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)}
+    console.table("plan", facts | (report.target_facts(found, made) if found else {}))
     console.table("config", _provenance(settings))
 
 
@@ -122,6 +129,43 @@ def inspect(
     from batchserve import console, frames
 
     console.table(file, frames.described(file))
+
+
+@app.command()
+def verify(
+    output: flags.Output,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model, if it was moved.", metavar="PATH")
+    ] = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Compare an output with its receipt, and score some of its rows again.
+
+    Example: batchserve verify flights.parquet
+    """
+    from batchserve import console
+    from batchserve import verify as verifying
+
+    verdict = verifying.verify(output, model)
+    again = f"{verdict.rows_scored:,} rows of {verdict.partitions_scored:,} partitions, equal to the bit"
+    told = {f"not done {i}": text for i, text in enumerate(verdict.skipped, 1)}
+    console.table(output, verdict.facts | {"scored again": again} | told)
+
+
+@app.command()
+def clean(output: flags.Output, debug: flags.Debug = None) -> None:
+    """Remove what an unfinished run left beside an output; the output itself is not touched.
+
+    Example: batchserve clean flights.parquet
+    """
+    from batchserve import console, target, workspace
+
+    parts = workspace.clean(target.at(output))
+    screen = console.Screen()
+    if parts is None:
+        screen.say(f"{output}: nothing is left of an unfinished run")
+    else:
+        screen.say(f"{output}: removed an unfinished run ({parts:,} finished part{'s' * (parts != 1)})")
 
 
 @app.command()
@@ -156,7 +200,7 @@ def demo(
 def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Settings":
     from batchserve import config
 
-    not_fields = {"inputs", "output", "config"}
+    not_fields = {"inputs", "paths", "output", "config"}
     given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in not_fields}
     settings = config.load(given, inputs, config=file)
     _Debug.wanted = settings.job.debug
@@ -164,21 +208,39 @@ def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Setti
 
 
 def _score(settings: "Settings", inputs: list[str], output: str) -> None:
-    from batchserve import console, job
+    from batchserve import console
 
     wishes = settings.job
     screen = console.Screen(
         quiet=wishes.quiet or wishes.json_, verbose=wishes.verbose, progress=not wishes.no_progress
     )
     try:
-        with Stop(screen) as stop:
-            screen.header(__version__, settings)
-            report = job.score(wishes, inputs, output, stop)
+        screen.header(__version__, settings)
+        report = _logged(settings, inputs, output, screen)
     finally:
         screen.close()
     screen.summary(report)
     if wishes.json_:
         console.out(console.report_json(report, settings))
+
+
+def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Screen") -> "Report":
+    """Run the job; with `--log-json` its events go to a file too."""
+    from batchserve import job, log
+    from batchserve.events import Several
+
+    file = log.Log(settings.job.log_json) if settings.job.log_json else None
+    listeners = [file, screen] if file else [screen]
+    try:
+        with Stop(Several(listeners)) as stop, log.MinuteHand(*(each.minute for each in listeners)):
+            report = job.score(settings.job, inputs, output, stop)
+    except BatchserveError as error:
+        if file:
+            file.failed(error)
+        raise
+    if file:
+        file.finished(report.facts())
+    return report
 
 
 def _provenance(settings: "Settings") -> dict[str, str]:

@@ -11,6 +11,10 @@ def option(*names: str, text: str, metavar: str | None = None) -> Any:
 
 
 Inputs = Annotated[list[str], typer.Argument(help="Files, globs or folders, in order.", metavar="INPUT")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(help="As for score: of several paths the last is the OUTPUT.", metavar="INPUT|OUTPUT"),
+]
 Output = Annotated[
     str,
     typer.Argument(
