@@ -1,21 +1,23 @@
 """Receipts make parts count, and the output appears whole or not at all."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import batchserve as bs
-from batchserve import chain, commit, events, outputs, scoring, storage, target, workspace
-from batchserve.errors import BatchserveError, DataError, OutputError, StorageError
+from batchserve import commit, events, outputs, scoring, storage, target, workspace
+from batchserve.errors import DataError, OutputError, StorageError
 from batchserve.outputs import Receipt, Workspace
 from batchserve.planning import Plan
 from batchserve.target import Target
-from workbench import IRIS, IRIS_MODEL, listing, run
+from workbench import IRIS, IRIS_HEADER, IRIS_MODEL, listing, run
 
 OUTPUTS = pytest.mark.parametrize("output", ["out.parquet", "out"])
 
@@ -111,23 +113,39 @@ def test_a_part_that_fails_leaves_nothing() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda text: text[: len(text) // 2], lambda _: b""],
-    ids=["cut", "empty"],
+    [
+        lambda text: text[: len(text) // 2],
+        lambda _: b"",
+        lambda text: text.replace(b'"rows_in":', b'"rows_in":1'),
+        lambda text: text.replace(b'"plan_id":"', b'"plan_id":"x'),
+    ],
+    ids=["cut", "empty", "one number", "another plan"],
 )
-def test_a_damaged_receipt_is_noticed(damage: Callable[[bytes], bytes]) -> None:
-    """A receipt that is cut is told, with the folder to remove."""
+def test_a_damaged_receipt_does_not_count(damage: Callable[[bytes], bytes]) -> None:
+    """A receipt that is not to the bit what was written makes no part: its partition is scored again."""
+    score("straight.parquet")
     plan, found = planned("out.parquet")
     with workspace.opened(found, plan) as space:
         scored_parts(plan, space)
     receipt = found.workspace / f"{plan.partitions[1].name}.json"
     receipt.write_bytes(damage(receipt.read_bytes()))
+    watcher = Watcher()
 
-    with pytest.raises(StorageError, match="is damaged") as told:
-        score("out.parquet")
+    score("out.parquet", listener=watcher)
 
-    assert str(receipt) in told.value.message
-    assert str(found.workspace) in told.value.hint
-    assert not found.path.exists()
+    assert done_before(watcher) == len(plan.partitions) - 1
+    assert parts_of("out.parquet") == parts_of("straight.parquet")
+
+
+def done_before(watcher: Watcher) -> int:
+    """Return how many partitions the run found done."""
+    return next(event for event in watcher.seen if isinstance(event, events.Planned)).partitions_done
+
+
+def receipt_under(plan_id: str, receipt: Path) -> None:
+    """Write a receipt as a task of another plan would have."""
+    text = re.sub(r'"plan_id":"\w+"', f'"plan_id":"{plan_id}"', storage.unseal(receipt.read_bytes()))
+    receipt.write_bytes(storage.seal(text))
 
 
 def test_a_receipt_of_another_plan_does_not_count() -> None:
@@ -137,13 +155,12 @@ def test_a_receipt_of_another_plan_does_not_count() -> None:
     with workspace.opened(found, plan) as space:
         scored_parts(plan, space)
     receipt = found.workspace / f"{plan.partitions[1].name}.json"
-    receipt.write_bytes(receipt.read_bytes().replace(b'"plan_id":"', b'"plan_id":"x'))
+    receipt_under("another", receipt)
     watcher = Watcher()
 
     score("out.parquet", listener=watcher)
 
-    done = next(e for e in watcher.seen if isinstance(e, events.Planned)).partitions_done
-    assert done == len(plan.partitions) - 1
+    assert done_before(watcher) == len(plan.partitions) - 1
     assert pq.read_table("out.parquet").equals(pq.read_table("plain.parquet"))
 
 
@@ -200,30 +217,120 @@ def test_a_partition_that_began_at_a_wrong_place_is_scored_again() -> None:
 # -- the workspace ----------------------------------------------------------------------------
 
 
-def test_another_plans_workspace_is_emptied() -> None:
-    """Parts of another plan are removed before the work starts and never published."""
+def test_another_plans_workspace_is_not_emptied_unasked() -> None:
+    """Parts of another plan are somebody's work: exit 73 names what differs, and --fresh drops them."""
     other, found = planned("out.parquet", size="2k")
     with workspace.opened(found, other) as space:
-        scored_parts(other, space)
+        scored_parts(other, space, 1)
         (found.workspace / "folder").mkdir()
+    before = listing(found.workspace)
 
-    report = score("out.parquet")
+    with pytest.raises(OutputError) as told:
+        score("out.parquet")
+    kept = listing(found.workspace)
+    report = score("out.parquet", fresh=True)
 
+    assert "holds 1 of 2 parts of an unfinished run of another plan" in told.value.message
+    assert "partitions: 4 of another size, were 2" in told.value.message
+    assert "--fresh" in told.value.hint
+    assert kept == before
     assert (report.rows, report.partitions) == (150, 4)
     assert not found.workspace.exists()
 
 
-def test_a_damaged_plan_is_no_plan() -> None:
-    """A workspace whose plan cannot be read is emptied and the job starts over."""
+def test_another_plans_workspace_without_a_part_is_no_matter() -> None:
+    """A workspace of another plan in which nothing was finished does not stand in the way."""
+    other, found = planned("out.parquet", size="2k")
+    with workspace.opened(found, other):
+        pass
+
+    assert score("out.parquet").partitions == 4
+
+
+DIFFERENCES: dict[str, tuple[dict[str, Any], str]] = {
+    "keep": ({"keep": "none"}, "columns kept: nothing more, was "),
+    "nulls": ({"on_null": "nan"}, "nulls: sepal_length nan"),
+    "batch rows": ({"batch_rows": 64}, "batch rows: 64, was 1,024"),
+    "limit": ({"limit": 7}, "limit: 7, was None"),
+    "prefix": ({"prefix": "m_"}, "predictions: m_label"),
+    "types": ({"type": {"species": "string"}}, "types fixed: species, was nothing"),
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_a_changed_option_is_named(difference: str) -> None:
+    """An unfinished run of other options is not continued, and the option is named."""
+    options, words = DIFFERENCES[difference]
     plan, found = planned("out.parquet")
     with workspace.opened(found, plan) as space:
-        scored_parts(plan, space)
+        scored_parts(plan, space, 1)
+
+    with pytest.raises(OutputError) as told:
+        score("out.parquet", **options)
+
+    assert words in told.value.message
+
+
+def test_a_changed_input_is_named(home: Path) -> None:
+    """An unfinished run over a file that has changed since is not continued, and the file is named."""
+    plan, found = planned("out.parquet")
+    with workspace.opened(found, plan) as space:
+        scored_parts(plan, space, 1)
+    with (home / "iris.csv").open("a") as file:
+        file.write("5.1,3.5,1.4,0.2,setosa\n")
+
+    with pytest.raises(OutputError) as told:
+        score("out.parquet")
+
+    assert f"input {home / 'iris.csv'}: has changed" in told.value.message
+
+
+def test_files_more_or_fewer_are_named(home: Path) -> None:
+    """An unfinished run over other files is not continued; those new and those gone are named."""
+    shutil.copy(IRIS, home / "more.csv")
+    plan, found = planned("out.parquet")
+    with workspace.opened(found, plan) as space:
+        scored_parts(plan, space, 1)
+
+    with pytest.raises(OutputError) as told:
+        bs.score("more.csv", "out.parquet", model="model.onnx", partition_size="1k")
+    with pytest.raises(OutputError) as told_too:
+        bs.score(["iris.csv", "more.csv"], "out.parquet", model="model.onnx", partition_size="1k")
+
+    assert f"input {home / 'more.csv'}: is new" in told.value.message
+    assert f"input {home / 'iris.csv'}: is not among the inputs any more" in told.value.message
+    assert f"input {home / 'more.csv'}: is new" in told_too.value.message
+
+
+def test_a_damaged_plan_loses_no_part() -> None:
+    """Where the plan cannot be read the receipts still say whose they are, and the job goes on."""
+    plan, found = planned("out.parquet")
+    with workspace.opened(found, plan) as space:
+        scored_parts(plan, space, 3)
     (found.workspace / "plan.json").write_bytes(b"{")
     watcher = Watcher()
 
     score("out.parquet", listener=watcher)
 
-    assert next(e for e in watcher.seen if isinstance(e, events.Planned)).partitions_done == 0
+    assert done_before(watcher) == 3
+
+
+def test_an_amended_plan_is_continued(home: Path) -> None:
+    """A run that made a column text on the way and was cut goes on with that column as text."""
+    (home / "zips.csv").write_text(f"{IRIS_HEADER},zip\n" + "5,3,1,0,12\n" * 60_000 + "5,3,1,0,0012\n" + "5,3,1,0,12\n" * 90_000)
+    options = {"model": "model.onnx", "partition_size": "500k", "workers": 1}
+
+    def cut() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bs.score("zips.csv", "out.parquet", listener=Watcher(events.Publishing, cut), **options)  # type: ignore[arg-type]
+    watcher = Watcher()
+    report = bs.score("zips.csv", "out.parquet", listener=watcher, **options)  # type: ignore[arg-type]
+
+    assert done_before(watcher) == report.partitions > 1
+    assert report.amended == {"zip": "zips.csv:60002"}
+    assert pq.read_table("out.parquet")["zip"][60_000].as_py() == "0012"
 
 
 def test_the_lock_outlives_the_emptying() -> None:
@@ -263,7 +370,7 @@ def planned_over(output: str) -> tuple[Plan, Target]:
 
 @pytest.mark.parametrize(("output", "number"), [("out.parquet", 0), ("out.parquet", 2), ("out", 1)])
 def test_any_flipped_byte_of_a_part_is_noticed(output: str, number: int) -> None:
-    """With any one byte of a part flipped, nothing is published, or the very bytes without the flip."""
+    """With any one byte of a part flipped, the partition is scored again and the bytes are the right ones."""
     score("straight" + Path(output).suffix)
     right = parts_of("straight" + Path(output).suffix)
     plan, found = planned(output)
@@ -274,48 +381,44 @@ def test_any_flipped_byte_of_a_part_is_noticed(output: str, number: int) -> None
     wrong = []
     for position in range(0, len(whole), 23):
         part.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
-        try:
-            commit.publish(found, plan, space, receipts, overwrite=False)
-        except StorageError:
-            assert not found.path.exists()
-            continue
-        if parts_of(output) != right:
+        if [r.partition for r in commit.damaged(space, receipts)] != [number]:
             wrong.append(position)
-        shutil.rmtree(found.path) if found.dataset else found.path.unlink()
-
     assert wrong == []
+
+    score(output)
+
+    assert parts_of(output) == right
 
 
 @OUTPUTS
-@pytest.mark.parametrize("cut", [0, 4, 200, -1])
-def test_a_part_that_was_cut_is_noticed(output: str, cut: int) -> None:
-    """A part that lost its end is told as a fault of the disk, and nothing is published."""
+@pytest.mark.parametrize("cut", [0, 4, 200, -1, None])
+def test_a_part_that_was_cut_is_scored_again(output: str, cut: int | None) -> None:
+    """A part that lost its end, or is gone, does not count: the partition is scored again."""
+    score("straight" + Path(output).suffix)
     plan, found = planned(output)
     with workspace.opened(found, plan) as space:
         receipts = scored_parts(plan, space)
     part = found.workspace / receipts[0].part
-    part.write_bytes(part.read_bytes()[:cut])
+    if cut is None:
+        part.unlink()
+    else:
+        part.write_bytes(part.read_bytes()[:cut])
+    watcher = Watcher()
 
-    with pytest.raises(BatchserveError) as told:
-        score(output)
+    score(output, listener=watcher)
 
-    assert told.value.exit_code == 74
-    assert not found.path.exists()
+    assert done_before(watcher) == 3
+    assert parts_of(output) == parts_of("straight" + Path(output).suffix)
 
 
-@OUTPUTS
-def test_a_part_that_is_gone_is_noticed(output: str) -> None:
-    """A part whose receipt is there but which is not is told as such, and nothing is published."""
-    plan, found = planned(output)
-    with workspace.opened(found, plan) as space:
-        receipts = scored_parts(plan, space)
-    (found.workspace / receipts[0].part).unlink()
+def test_a_disk_that_spoils_what_was_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that change again after they were scored again end the run: the disk is at fault."""
+    monkeypatch.setattr(storage.disk, "sha256", lambda _: "another", raising=True)
 
-    with pytest.raises(BatchserveError) as told:
-        score(output)
+    with pytest.raises(StorageError, match="parts change after they were written"):
+        score("out.parquet")
 
-    assert told.value.exit_code in {66, 74}
-    assert not found.path.exists()
+    assert not Path("out.parquet").exists()
 
 
 @OUTPUTS
@@ -383,7 +486,8 @@ def test_a_run_cut_between_publish_and_clean_up_is_done(output: str, overwrite: 
     report = score(output, overwrite=overwrite)
 
     assert report.rows == 150
-    assert (found.path.stat().st_ino, parts_of(output)) == (inode, before)
+    assert parts_of(output) == before
+    assert overwrite or found.path.stat().st_ino == inode
     assert not found.workspace.exists()
 
 

@@ -20,7 +20,7 @@ def digest(data: bytes) -> str:
 
 def test_a_sink_hashes_what_it_writes(tmp_path: Path) -> None:
     """A sink knows its length, the digest of everything and of each section, and is on disk after sync."""
-    sink = storage.create(tmp_path / "part")
+    sink = storage.Sink(tmp_path / "part")
 
     assert sink.write(b"abc") == 3
     assert sink.section_sha256() == digest(b"abc")
@@ -38,7 +38,7 @@ def test_a_sink_hashes_what_it_writes(tmp_path: Path) -> None:
 
 def test_a_discarded_sink_leaves_no_file(tmp_path: Path) -> None:
     """A sink that is discarded is gone, written to or not, and may be discarded twice."""
-    sink = storage.create(tmp_path / "part")
+    sink = storage.Sink(tmp_path / "part")
     sink.write(b"abc")
 
     sink.discard()
@@ -52,7 +52,7 @@ def test_a_sink_never_takes_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(b"old")
 
     with pytest.raises(FileExistsError):
-        storage.create(tmp_path / "part")
+        storage.Sink(tmp_path / "part")
     with pytest.raises(FileExistsError):
         storage.write_durable(tmp_path / "part", b"new")
 
@@ -107,7 +107,7 @@ def test_link_gives_a_second_name(tmp_path: Path) -> None:
     """A second name is the same file."""
     (tmp_path / "a").write_bytes(b"a")
 
-    storage.link(tmp_path / "a", tmp_path / "b")
+    storage.disk.link(tmp_path / "a", tmp_path / "b")
 
     assert (tmp_path / "a").samefile(tmp_path / "b")
 
@@ -143,18 +143,18 @@ def test_exchange_needs_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         storage.exchange(tmp_path / "a", tmp_path / "b")
 
 
-def test_move_dir_takes_an_empty_folders_name(tmp_path: Path) -> None:
+def test_replace_takes_an_empty_folders_name(tmp_path: Path) -> None:
     """A staged folder takes a free name, or that of an empty folder, but not that of a full one."""
     for name in ("staged", "again", "empty"):
         storage.make_dir(tmp_path / name)
         (tmp_path / name / "file").touch()
     (tmp_path / "empty" / "file").unlink()
 
-    storage.move_dir(tmp_path / "staged", tmp_path / "empty")
+    storage.replace(tmp_path / "staged", tmp_path / "empty")
 
     assert (tmp_path / "empty" / "file").exists()
     with pytest.raises(OSError, match="not empty"):
-        storage.move_dir(tmp_path / "again", tmp_path / "empty")
+        storage.replace(tmp_path / "again", tmp_path / "empty")
 
 
 def test_removing_what_is_not_there_is_no_fault(tmp_path: Path) -> None:
@@ -222,7 +222,10 @@ def test_a_lock_keeps_a_second_process_out(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
 
-        with pytest.raises(RetryError, match="another batchserve is writing"), storage.locked(lock):
+        with (
+            pytest.raises(RetryError, match=r"process \d+ on .* is writing this output"),
+            storage.locked(lock),
+        ):
             pytest.fail("the lock was given twice")
         holder.kill()
 
@@ -241,7 +244,7 @@ def test_an_output_that_is_being_written_is_exit_75(
         done = run(capsys, "score", IRIS, tmp_path / "out.parquet", "-m", IRIS_MODEL)
 
     assert done.code == 75
-    assert "another batchserve is writing this output" in done.err
+    assert "is writing this output" in done.err
     assert (workspace / "p000000.json").read_text() == "the first command's"
     assert not (tmp_path / "out.parquet").exists()
 

@@ -70,8 +70,10 @@ class Screen:
                     self.say(f"{column}: another type was needed at {place}; starting over")
             case events.Suspected():
                 self.say(f"{event.cause}; scored again, each alone: {', '.join(event.places)}")
-            case events.Noted(text=text) | events.DashboardOpened(url=text):
-                self.say(text)
+            case events.Noted():
+                self.say(event.text)
+            case events.DashboardOpened():
+                self.say(f"dashboard {event.url}")
 
     def _start(self, event: events.Planned) -> None:
         self.close()

@@ -157,8 +157,9 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
     with workspace.opened(found, made, fresh=job.fresh) as space:
         _check_still(job, found, work.earlier)
         commit.check_room(found, made, space, listener)
+        done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
         with runner.opened(job, made, space, listener, cluster) as running:
-            receipts = _collected(made, space, running, listener)
+            receipts = _collected(made, done, running, listener)
             if needed := chain.amendments(made.partitions, receipts):
                 workspace.discard(found.workspace)
                 return _Outcome(None, amended=needed)
@@ -213,9 +214,10 @@ def _check_still(job: Job, found: Target, earlier: OutputReceipt | None) -> None
         raise RetryError(f"{found.path}: was written to meanwhile", "run the same command again")
 
 
-def _collected(made: Plan, space: Workspace, running: Runner, listener: Listener) -> dict[int, Receipt]:
+def _collected(
+    made: Plan, done: Sequence[Receipt], running: Runner, listener: Listener
+) -> dict[int, Receipt]:
     """Gather every partition's receipt; those that began at a wrong guess are scored again."""
-    done = workspace.done(space, made.partitions)
     receipts = {receipt.partition: receipt for receipt in done}
     todo = [p for p in made.partitions if p.index not in receipts]
     listener.on(
@@ -255,7 +257,7 @@ def _sound(
     if not bad:
         return ordered
     listener.on(events.Noted(text=f"{len(bad)} of the parts changed on the disk: scored again"))
-    receipts = _collected(made, space, running, listener)
+    receipts = _collected(made, workspace.done(space, made.partitions), running, listener)
     ordered = [receipts[p.index] for p in made.partitions]
     if commit.damaged(space, ordered):
         message = f"{space.path}: parts change after they were written"

@@ -99,7 +99,9 @@ class _HeadStart:
     def receipts(self) -> list[Receipt]:
         """Wait for the partitions taken and return their receipts, once."""
         receipts, self._receipts = self._receipts, None
-        return receipts.result() if receipts else []
+        scored = receipts.result() if receipts else []
+        self._taken.clear()  # asked for again, they are scored again
+        return scored
 
     def close(self) -> None:
         """Take no further partition, and do not wait for the one that may be running."""

@@ -323,7 +323,7 @@ def locked(path: Path, wait_s: float = 0) -> Iterator[None]:
         RetryError: Another process holds it.
     """
     give_up = time.monotonic() + wait_s
-    while (file := _try_lock(path)) is None:
+    while (file := _locked_or_none(path)) is None:
         if time.monotonic() >= give_up:
             message = f"{path.parent}: {_holder(path)} is writing this output"
             raise RetryError(message, "wait for it, then run the same command again")
@@ -336,6 +336,11 @@ def _holder(path: Path) -> str:
     with suppress(OSError):
         return path.read_text(errors="replace").strip() or "another process"
     return "another process"
+
+
+def _locked_or_none(path: Path) -> TextIO | None:
+    with translated(path):
+        return _try_lock(path)
 
 
 def _try_lock(path: Path) -> TextIO | None:
