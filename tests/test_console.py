@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from batchserve import console, events
+from batchserve import events
 from batchserve.config import load
-from batchserve.console import Meter, Screen, printable
+from batchserve.console import Screen, printable
 from batchserve.errors import DataError
+from batchserve.meter import Meter
 from workbench import FLIGHTS, IRIS, IRIS_MODEL, echo, run
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -145,33 +146,30 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
 # -- elsewhere --------------------------------------------------------------------------------
 
 
-def test_plain_lines_come_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where there is no terminal a line of progress is printed every few seconds."""
-    monkeypatch.setattr(console, "_PLAIN_EVERY_S", 0.0)
+def test_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there is no terminal a minute brings one line: run, rows, rates, oldest partition."""
     screen = Screen()
 
+    screen.on(events.Started(run_id="ab12", output="out.parquet"))
     screen.on(planned())
     screen.on(scored())
+    screen.minute()
     screen.close()
 
     err = capsys.readouterr().err
-    assert err.count("1,000 rows · ") == 1
+    assert err.startswith("run ab12 · 1,000 rows · ")
     assert "rejected 10.0% · model 75%" in err
+    assert err.endswith("oldest running partition 1\n")
 
 
-@pytest.mark.parametrize("screen", ["quiet", "no-progress", "in time"])
-def test_plain_lines_can_be_silenced(
-    screen: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """There is no line of progress when quiet, without progress, or before its time."""
-    monkeypatch.setattr(console, "_PLAIN_EVERY_S", 3600.0 if screen == "in time" else 0.0)
+@pytest.mark.parametrize("screen", ["quiet", "no-progress"])
+def test_the_line_a_minute_can_be_silenced(screen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no line of progress when quiet or without progress."""
     shown = Screen(quiet=screen == "quiet", progress=screen != "no-progress")
 
     shown.on(planned())
     shown.on(scored())
-    shown.on(events.Publishing(parts=1))
+    shown.minute()
 
     assert capsys.readouterr().err == ""
 
@@ -196,11 +194,18 @@ def test_other_events_have_their_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert dashboard == "dashboard http://127.0.0.1:1/status"
 
 
+def metered() -> Meter:
+    """Return a meter of a job of 10,000 bytes that has just begun."""
+    meter = Meter()
+    meter.on(planned())
+    return meter
+
+
 def test_rows_of_earlier_runs_do_not_count_as_speed() -> None:
     """Partitions that an earlier run finished move the share, not the rows of this run."""
-    meter = Meter(10_000)
+    meter = metered()
 
-    meter.add(scored(resumed=True))
+    meter.on(scored(resumed=True))
 
     assert (meter.rows, meter.share) == (0, 0.5)
     assert "left" not in meter.line()
@@ -208,10 +213,10 @@ def test_rows_of_earlier_runs_do_not_count_as_speed() -> None:
 
 def test_the_meter_counts_rows_and_share() -> None:
     """Rows, share of rejects and share of the input add up over partitions."""
-    meter = Meter(10_000)
+    meter = metered()
 
-    meter.add(scored())
-    meter.add(scored(index=1, rows_rejected=0))
+    meter.on(scored())
+    meter.on(scored(index=1, rows_rejected=0))
 
     assert (meter.rows, meter.rejected, meter.share) == (2_000, 100, 1.0)
     assert "rejected 5.0% · model 75% · 0 s left" in meter.line()
@@ -219,8 +224,8 @@ def test_the_meter_counts_rows_and_share() -> None:
 
 def test_before_the_first_partition_nobody_knows_the_share() -> None:
     """Before anything is scored there is no share and no time left."""
-    assert Meter(10_000).share is None
-    assert "left" not in Meter(10_000).line()
+    assert metered().share is None
+    assert "left" not in metered().line()
 
 
 @pytest.mark.parametrize(

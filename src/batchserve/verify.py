@@ -233,10 +233,12 @@ def _candidates(receipt: OutputReceipt, chance: random.Random) -> Iterator[_Samp
 
 
 def _exact(partition: Partition, extents: Sequence[tuple[int, int]]) -> Partition:
+    starts = [start for start, _ in extents]
     slices = [
         part.model_copy(update={"start": start, "exact": True})
-        for part, (start, _) in zip(partition.slices, extents, strict=False)
+        for part, start in zip(partition.slices, starts, strict=False)
     ]
+    slices += partition.slices[len(slices) :]  # a job with --limit stops before their ends
     return partition.model_copy(update={"slices": tuple(slices)})
 
 
@@ -311,5 +313,6 @@ def same(left: pa.Array, right: pa.Array) -> bool:
     if isinstance(left, pa.ExtensionArray):
         return same(left.storage, right.storage)
     if pa.types.is_list(left.type) or pa.types.is_fixed_size_list(left.type):
-        return same(left.flatten(), right.flatten())
+        lengths = left.value_lengths().equals(right.value_lengths())
+        return lengths and same(left.flatten(), right.flatten())
     return bool(left.equals(right))
