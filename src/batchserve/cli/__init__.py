@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from batchserve import __version__
-from batchserve.cli import flags
+from batchserve.cli import clusters, flags
 from batchserve.cli.stopping import Stop
 from batchserve.errors import BatchserveError, NotFoundError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(clusters.app, name="cluster")
 
 
 @app.command()

@@ -15,14 +15,17 @@ from batchserve.errors import ClusterError
 if TYPE_CHECKING:
     from distributed import Client
 
+_SILENT = 100
 _LOOPBACK = "127.0.0.1:0"
 _CONNECT_TIMEOUT_S = 10
+NO_WORKERS_TIMEOUT_S = 60
+"""A cluster that has had no worker for so long will not get one by itself."""
 
-_SETTINGS = {
+SETTINGS = {
     # Two deaths of one worker within 15 s would close its nanny for good, and then nothing
     # would ever happen again (distributed deploy/spec.py).
     "distributed.deploy.lost-worker-timeout": "1h",
-    "distributed.scheduler.no-workers-timeout": "60s",
+    "distributed.scheduler.no-workers-timeout": f"{NO_WORKERS_TIMEOUT_S}s",
     # One task per worker at a time and no silent retries: blame stays exact.
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-saturation": 1.0,
@@ -82,13 +85,13 @@ def opened(given: Any, scheduler: str | None, workers: int | None, *, dashboard:
     import dask
     import distributed  # noqa: F401  inside `set`, leaving it would take distributed's defaults along
 
-    with dask.config.set(_SETTINGS):
+    with dask.config.set(SETTINGS):
         if given is None and scheduler is None and (client := active_client()):
             yield _engine(client)
         elif given is not None and hasattr(given, "submit"):
             yield _engine(given)
         elif given is not None or scheduler is not None:
-            with _connected(given if given is not None else scheduler) as client:
+            with connected(given if given is not None else scheduler) as client:
                 yield _engine(client)
         else:
             with _own(workers or usable_cpus(), dashboard=dashboard) as engine:
@@ -103,15 +106,23 @@ def _engine(client: "Client") -> Engine:
 
 
 @contextmanager
-def _connected(address: Any) -> Iterator["Client"]:
+def connected(address: Any) -> Iterator["Client"]:
+    """Connect to a scheduler, or to a cluster object; what distributed logs meanwhile is dropped.
+
+    All that it could say is in our own errors.
+
+    Raises:
+        ClusterError: Nobody answers.
+    """
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
     try:
         client = Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         message = f"{address}: no Dask scheduler answers ({error})"
         raise ClusterError(message, "check --scheduler; it looks like tcp://host:8786") from error
-    with client:
+    with silence_logging_cmgr(_SILENT), silence_logging_cmgr(_SILENT, "distributed.client"), client:
         yield client
 
 
