@@ -5,13 +5,20 @@ The graph is built and submitted 64 partitions at a time, and a future is releas
 its receipt is here, so that memory is flat and a dying worker has little to redo.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
-from batchserve import scoring
-from batchserve.cluster import translated
+from batchserve import cluster, crash, events, scoring
+from batchserve.cluster import deaths, translated
+from batchserve.cluster.deaths import Death
+from batchserve.errors import StoppedError
+from batchserve.events import Listener
 from batchserve.inputs import Partition
 from batchserve.outputs import Receipt, Workspace
 from batchserve.scoring import Recipe
@@ -21,6 +28,9 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 CHUNK_PARTITIONS = 64
+DRAIN_TIMEOUT_S = 10
+"""How long a job that is stopped waits for what other processes are scoring for it."""
+_LOOK_EVERY_S = 5
 
 DESCRIPTOR_META = pd.DataFrame({"descriptor": pd.Series(dtype=object)})
 RECEIPT_META = pd.DataFrame(
@@ -73,45 +83,139 @@ def receipts(
 
 
 def run(
-    client: "Client", partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace, run_id: str
-) -> Iterator[Receipt]:
+    client: "Client", partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace,
+    total: int, listener: Listener,
+) -> Iterator[Receipt]:  # fmt: skip
     """Score partitions on a cluster; give each receipt as it is committed, in any order.
 
+    A partition whose worker dies is set aside. When all others are scored it is scored again,
+    with nothing else of the job running, so that only one that kills by itself is blamed.
+
+    Args:
+        client: Of the cluster.
+        partitions: What to score.
+        recipe: How.
+        workspace: Where parts and receipts go.
+        total: Partitions of the whole job, to tell how many are kept.
+        listener: Told which partitions are set aside.
+
     Raises:
-        ClusterError: A worker or the cluster died.
+        ModelError: Partitions killed their workers when they were alone, too.
+        RetryError: The same, for want of memory.
+        ClusterError: The cluster died.
         BatchserveError: Whatever a task raised.
     """
-    import dask
-    from distributed import as_completed
+    suspects: list[Partition] = []
+    crashes: list[crash.Crash] = []
+    with translated(), _Window(client, recipe, workspace) as window:
+        for partition, result in window.scored(partitions):
+            if isinstance(result, Death):
+                listener.on(events.Suspected(places=(crash.place(partition),), cause=str(result)))
+                suspects.append(partition)
+            else:
+                yield result
+        for partition in suspects:
+            for _, result in window.scored([partition]):
+                if isinstance(result, Death):
+                    crashes.append(_blamed(client, partition, result))
+                else:
+                    yield result
+    if crashes:
+        raise crash.error(crashes, total)
 
-    chunks = _chunked(partitions)
-    running = as_completed(with_results=False, loop=client.loop)
-    waiting = 0
-    with translated():
+
+def _blamed(client: "Client", partition: Partition, death: Death) -> crash.Crash:
+    cause, memory = deaths.cause(client, death)
+    return crash.Crash(partition, f"its worker died twice, the second time {cause}", memory=memory)
+
+
+class _Window:
+    """The tasks of a job that a cluster holds: few at a time, each with its partition."""
+
+    def __init__(self, client: "Client", recipe: Recipe, workspace: Workspace) -> None:
+        self._client, self._recipe, self._workspace = client, recipe, workspace
+        self._run_id = uuid.uuid4().hex[:8]
+        self._submitted = 0
+        self._held: dict[Any, tuple[Future, Partition]] = {}
+        self._ended: SimpleQueue[Future] = SimpleQueue()
+
+    def scored(self, partitions: Sequence[Partition]) -> Iterator[tuple[Partition, Receipt | Death]]:
+        """Score partitions; give each with its receipt, or with the worker it was lost with."""
+        chunks = _chunked(partitions)
         while True:
-            while waiting <= CHUNK_PARTITIONS // 2 and (chunk := next(chunks, None)):
-                frame = receipts(chunk, recipe, workspace, f"{run_id}-{chunk[0].index}")
-                delayed = frame.to_delayed()
-                with dask.annotate(priority=_in_input_order):
-                    futures: list[Any] = client.compute(delayed)
-                running.update(futures)
-                waiting += len(futures)
-            if not waiting:
+            while len(self._held) <= CHUNK_PARTITIONS // 2 and (chunk := next(chunks, None)):
+                self._submit(chunk)
+            if not self._held:
                 return
-            future: Future = next(running)
-            waiting -= 1
-            yield from _received(future)
+            future = self._next()
+            partition = self._held.pop(future.key)[1]
+            yield partition, _result(future)
+            future.release()
+
+    def _submit(self, chunk: Sequence[Partition]) -> None:
+        import dask
+
+        self._submitted += 1  # a key that has failed would fail again unseen: every one is new
+        frame = receipts(chunk, self._recipe, self._workspace, f"{self._run_id}-{self._submitted}")
+        delayed = frame.to_delayed()
+        with dask.annotate(priority=_in_input_order):
+            futures = self._client.compute(delayed)
+        for future, partition in zip(futures, chunk, strict=True):
+            self._held[future.key] = (future, partition)
+            future.add_done_callback(self._ended.put)
+
+    def _next(self) -> "Future":
+        """Wait for a task to end. A cluster that has no worker left would never end one."""
+        idle_s = 0
+        while True:
+            try:
+                return self._ended.get(timeout=_LOOK_EVERY_S)
+            except Empty:
+                idle_s = 0 if self._client.nthreads() else idle_s + _LOOK_EVERY_S
+                if idle_s > cluster.NO_WORKERS_TIMEOUT_S:
+                    raise cluster.lost("it has no workers any more") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let go of all tasks: those that have not begun never will.
+
+        Tasks of other processes cannot be stopped. A job that is stopped waits a while for them,
+        so that nothing of it is at work when it has ended; an error is told at once.
+        """
+        stopped = kind is not None and issubclass(kind, (GeneratorExit, StoppedError))
+        if stopped and not self._client.scheduler.address.startswith("inproc"):
+            self._drain()
+        self._let_go(list(self._held))
+
+    def _drain(self) -> None:
+        running = {key for keys in self._client.processing().values() for key in keys}
+        self._let_go(self._held.keys() - running)
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        while self._held and (left_s := deadline - time.monotonic()) > 0:
+            with suppress(Empty):
+                self._held.pop(self._ended.get(timeout=left_s).key, None)
+
+    def _let_go(self, keys: Iterable[Any]) -> None:
+        for key in keys:
+            self._held.pop(key)[0].release()
+
+
+def _result(future: "Future") -> Receipt | Death:
+    """Return a task's receipt, or the death of its worker."""
+    from distributed import KilledWorker
+
+    try:
+        (text,) = future.result()["receipt"]
+    except KilledWorker as error:
+        return deaths.met(error)
+    return Receipt.model_validate_json(text)
 
 
 def _in_input_order(key: Any) -> int:
     """Give a task's priority from its key `(name, number in its chunk)`; Dask's own order jumps."""
     return -int(key[1]) if isinstance(key, tuple) else 0
-
-
-def _received(future: "Future") -> Iterator[Receipt]:
-    texts = future.result()["receipt"]
-    future.release()
-    yield from (Receipt.model_validate_json(text) for text in texts)
 
 
 def _chunked(partitions: Sequence[Partition]) -> Iterator[Sequence[Partition]]:

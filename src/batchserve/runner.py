@@ -1,6 +1,5 @@
 """Where partitions are scored: in this process, or on a Dask cluster with a head start here."""
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -46,20 +45,31 @@ def opened(
     if runs_in_place(job, made, cluster):
         yield Runner(partial(_in_place, made, space, listener), 1, in_place=True)
         return
-    ours = cluster is None and job.scheduler is None and clusters.active_client() is None
+    scheduler = job.scheduler or _address(job)
+    ours = cluster is None and scheduler is None and clusters.active_client() is None
     with (
         closing(_HeadStart(made, space, wanted=ours)) as head_start,
-        clusters.opened(cluster, job.scheduler, job.workers, dashboard=job.dashboard) as engine,
+        clusters.opened(cluster, scheduler, job.workers, dashboard=job.dashboard) as engine,
     ):
         if engine.dashboard:
             listener.on(events.DashboardOpened(url=engine.dashboard))
-        run = partial(_on_cluster, engine, made, space, head_start)
+        for note in engine.notes:
+            listener.on(events.Noted(text=note))
+        run = partial(_on_cluster, engine, made, space, listener, head_start)
         yield Runner(run, engine.workers, in_place=False)
+
+
+def _address(job: Job) -> str | None:
+    if job.cluster is None:
+        return None
+    from batchserve.cluster import named
+
+    return named.address(job.cluster)
 
 
 def runs_in_place(job: Job, made: Plan, cluster: Any = None) -> bool:
     """Whether the job is one partition that nobody asked to have scored elsewhere."""
-    return len(made.partitions) <= 1 and not (cluster or job.scheduler or job.dashboard)
+    return len(made.partitions) <= 1 and not (cluster or job.cluster or job.scheduler or job.dashboard)
 
 
 def _in_place(
@@ -110,7 +120,7 @@ class _HeadStart:
 
 
 def _on_cluster(
-    engine: clusters.Engine, made: Plan, space: Workspace, head_start: _HeadStart,
+    engine: clusters.Engine, made: Plan, space: Workspace, listener: Listener, head_start: _HeadStart,
     partitions: Sequence[Partition],
 ) -> Iterator[Receipt]:  # fmt: skip
     from batchserve import graph
@@ -118,7 +128,7 @@ def _on_cluster(
     taken = head_start.stop()
     wanted = {partition.index for partition in partitions}
     rest = [p for p in partitions if p.redone or p.index not in taken]
-    yield from graph.run(engine.client, rest, made.recipe, space, uuid.uuid4().hex[:8])
+    yield from graph.run(engine.client, rest, made.recipe, space, len(made.partitions), listener)
     yield from (receipt for receipt in head_start.receipts() if receipt.partition in wanted)
 
 
@@ -128,6 +138,8 @@ def where_it_runs(job: Job, made: Plan) -> str:
         return "in this process, without Dask: it is one partition"
     if job.scheduler:
         return f"on the cluster of {job.scheduler}"
+    if job.cluster:
+        return f"on the cluster {job.cluster}, at {_address(job)}"
     from batchserve.cluster import usable_cpus
 
     return f"on {job.workers or usable_cpus()} threads of this process, under Dask"

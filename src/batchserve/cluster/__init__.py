@@ -49,6 +49,8 @@ class Engine:
     """Partitions it scores at once."""
     dashboard: str = ""
     """Address of the dashboard, if this job serves one."""
+    notes: tuple[str, ...] = ()
+    """In words: how a cluster of others is set otherwise than ours."""
 
 
 def usable_cpus() -> int:
@@ -102,7 +104,14 @@ def _engine(client: "Client") -> Engine:
     workers = sum(client.nthreads().values())
     if not workers:
         raise ClusterError(f"{client.scheduler.address}: has no workers", "start some, then run it again")
-    return Engine(client, workers)
+    retries: int = client.run_on_scheduler(allowed_failures)
+    note = f"the scheduler allows {retries} failures: rows that kill a worker will kill {retries + 1}, twice"
+    return Engine(client, workers, notes=(note,) if retries else ())
+
+
+def allowed_failures(dask_scheduler: Any) -> int:
+    """Return how many dead workers a task may have had before its scheduler gives it up."""
+    return int(dask_scheduler.allowed_failures)
 
 
 @contextmanager
@@ -149,14 +158,20 @@ def _own(workers: int, *, dashboard: bool) -> Iterator[Engine]:
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn Dask's own failures into ClusterError; errors of ours pass through."""
-    from distributed import CancelledError, KilledWorker
+    from distributed import CancelledError
+    from distributed.client import ClosedClientError
+    from distributed.comm import CommClosedError
     from distributed.scheduler import NoWorkerError
 
     try:
         yield
-    except KilledWorker as error:
-        message = f"a worker died while it scored: {error}"
-        raise ClusterError(message, "run the same command again: finished parts are kept") from error
-    except (CancelledError, NoWorkerError) as error:
-        message = f"the cluster was lost ({error})"
-        raise ClusterError(message, "run the same command again: finished parts are kept") from error
+    except NoWorkerError as error:
+        raise lost("it has no workers any more") from error
+    except (CancelledError, ClosedClientError, CommClosedError) as error:
+        raise lost("its scheduler is gone") from error
+
+
+def lost(reason: str) -> ClusterError:
+    """Build the error of a job whose cluster is lost."""
+    hint = "start the cluster again, then run the same command again: finished parts are kept"
+    return ClusterError(f"the cluster was lost: {reason}", hint)
