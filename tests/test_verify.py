@@ -11,7 +11,7 @@ import pytest
 
 import batchserve as bs
 import models
-from batchserve import commit, outputs, scoring, storage, target, verify, workspace
+from batchserve import commit, model, outputs, scoring, storage, target, verify, workspace
 from batchserve.errors import BatchserveError, DataError, NotFoundError
 from batchserve.model import _sessions
 from batchserve.verify import Verdict
@@ -228,7 +228,7 @@ def test_every_flipped_bit_of_the_model_is_noticed(home: Path) -> None:
         _sessions.clear()
         for path in flipped(home / "wide.onnx", chance):
             try:
-                scoring.session_for(preview.plan.recipe.model)
+                model.session_for(preview.plan.recipe.model)
                 missed.append(path)
             except BatchserveError as error:
                 assert error.exit_code == 70  # noqa: PT017  counting, not asserting, is the point

@@ -54,6 +54,10 @@ class OutputReceipt(BaseModel, frozen=True):
     row_groups: tuple[RowGroup, ...]
     footer_sha256: str
     """Of everything after the last row group; empty for a dataset."""
+    halved_batches: int
+    """Runs of the model that were split because memory ran out."""
+    read_retries: int
+    """Times a partition was begun again because reading failed for the moment."""
     seconds: dict[str, float]
     model_sha256: str
     versions: dict[str, str]
@@ -198,6 +202,8 @@ def _summed(
         size_bytes=size_bytes,
         row_groups=tuple(groups),
         footer_sha256="",
+        halved_batches=sum(f.halved_batches for f in facts),
+        read_retries=sum(f.read_retries for f in facts),
         seconds=_added([f.seconds for f in facts]),
         model_sha256=plan.recipe.model.sha256,
         versions=plan.versions,
@@ -275,6 +281,8 @@ def _joined(earlier: OutputReceipt, later: OutputReceipt) -> OutputReceipt:
             "nulls": {k: int(v) for k, v in _added([earlier.nulls, later.nulls]).items()},
             "null_rules": earlier.null_rules | later.null_rules,
             "size_bytes": earlier.size_bytes + later.size_bytes,
+            "halved_batches": earlier.halved_batches + later.halved_batches,
+            "read_retries": earlier.read_retries + later.read_retries,
             "row_groups": earlier.row_groups + later.row_groups,
             "seconds": _added([earlier.seconds, later.seconds]),
             "inputs": earlier.inputs + later.inputs,

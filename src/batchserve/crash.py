@@ -31,22 +31,6 @@ def by_signal(partition: Partition, number: int) -> Crash:
     return Crash(partition, f"killed by {name}", memory=number == signal.SIGKILL)
 
 
-def place(partition: Partition) -> str:
-    """Return where a partition's rows are, in words.
-
-    Example:
-        >>> from batchserve.inputs import Slice
-        >>> part = Slice(path="/data/a.csv", format="csv", start=0, stop=9, exact=True, size_bytes=9)
-        >>> place(Partition(index=3, slices=(part,)))
-        'partition 3 (a.csv, bytes 0 to 9)'
-    """
-    first = partition.slices[0]
-    unit = "row groups" if first.format == "parquet" else "bytes"
-    name = first.path.rpartition("/")[2]
-    more = f" and {len(partition.slices) - 1} more" if len(partition.slices) > 1 else ""
-    return f"partition {partition.index} ({name}, {unit} {first.start:,} to {first.stop:,}{more})"
-
-
 def error(crashes: Sequence[Crash], partitions: int) -> BatchserveError:
     """Build the error of a job whose other partitions are scored.
 
@@ -58,7 +42,7 @@ def error(crashes: Sequence[Crash], partitions: int) -> BatchserveError:
         A RetryError if memory ran out, else a ModelError: the same would happen again.
     """
     others = partitions - len(crashes)
-    lines = [f"{place(crash.partition)}: {crash.cause}, alone in its process" for crash in crashes]
+    lines = [f"{crash.partition.place}: {crash.cause}, alone in its process" for crash in crashes]
     lines.append(f"the other {others:,} of {partitions:,} partitions are scored and kept")
     if any(crash.memory for crash in crashes):
         hint = "give it more memory, or fewer --batch-rows, then run the same command again"

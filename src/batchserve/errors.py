@@ -8,7 +8,10 @@
     ├── ModelError            70  the model is unusable, or it and the data do not fit
     ├── OutputError           73  the output exists, is an input, or cannot be made
     ├── StorageError          74  the disk is full, or input/output failed
+    │   └── TransientError    74  reading failed, and again when it was tried again
     ├── RetryError            75  run the same command again
+    │   ├── MemoryShortError  75  memory ran out
+    │   └── StallError        75  a run of the model did not end in time
     ├── AccessError           77  permission denied
     └── StoppedError         130  stopped by Ctrl-C (143: by SIGTERM); the same command continues
 
@@ -110,10 +113,22 @@ class StorageError(BatchserveError):
     exit_code = 74
 
 
+class TransientError(StorageError):
+    """Reading failed in a way that often passes: worth another try."""
+
+
 class RetryError(BatchserveError):
     """Nothing is wrong with the job: run the same command again."""
 
     exit_code = 75
+
+
+class MemoryShortError(RetryError):
+    """Memory ran out; fewer rows or workers at once need less."""
+
+
+class StallError(RetryError):
+    """A run of the model did not end in time and was stopped."""
 
 
 class AccessError(BatchserveError):

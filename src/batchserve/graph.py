@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,17 +55,21 @@ def describe(partition: Partition, run_id: str) -> pd.DataFrame:
     return pd.DataFrame({"descriptor": pd.Series([partition.model_dump_json()], dtype=object)})
 
 
-def score_descriptors(frame: pd.DataFrame, recipe: Recipe, workspace: Workspace) -> pd.DataFrame:
+def score_descriptors(
+    frame: pd.DataFrame, recipe: Recipe, workspace: Workspace, stall_timeout_s: float | None = None
+) -> pd.DataFrame:
     """Score the partitions that a frame of descriptors names; give their receipts."""
     partitions = [Partition.model_validate_json(text) for text in frame["descriptor"]]
-    receipts = [scoring.score_partition(p, recipe, workspace) for p in partitions]
+    score = partial(scoring.score_partition, stall_timeout_s=stall_timeout_s)
+    receipts = [score(p, recipe, workspace) for p in partitions]
     rows = [(r.partition, r.facts.rows_in, r.rows_out, r.size_bytes, r.model_dump_json()) for r in receipts]
     return pd.DataFrame(rows, columns=list(RECEIPT_META.columns)).astype(RECEIPT_META.dtypes)
 
 
 def receipts(
-    partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace, run_id: str
-) -> "dd.DataFrame":
+    partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace, run_id: str,
+    stall_timeout_s: float | None = None,
+) -> "dd.DataFrame":  # fmt: skip
     """Build the lazy dataframe of receipts, one partition per row.
 
     Args:
@@ -72,19 +77,21 @@ def receipts(
         recipe: How.
         workspace: Where parts and receipts go.
         run_id: Made part of every key.
+        stall_timeout_s: Seconds after which a run of the model is stopped, or None.
     """
     import dask.dataframe as dd
 
     described = dd.from_map(describe, list(partitions), run_id=run_id, meta=DESCRIPTOR_META, label="describe")
     frame: dd.DataFrame = described.map_partitions(
-        score_descriptors, recipe=recipe, workspace=workspace, meta=RECEIPT_META
-    )
+        score_descriptors, recipe=recipe, workspace=workspace, stall_timeout_s=stall_timeout_s,
+        meta=RECEIPT_META,
+    )  # fmt: skip
     return frame
 
 
 def run(
     client: "Client", partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace,
-    total: int, listener: Listener,
+    total: int, listener: Listener, stall_timeout_s: float | None = None,
 ) -> Iterator[Receipt]:  # fmt: skip
     """Score partitions on a cluster; give each receipt as it is committed, in any order.
 
@@ -98,6 +105,7 @@ def run(
         workspace: Where parts and receipts go.
         total: Partitions of the whole job, to tell how many are kept.
         listener: Told which partitions are set aside.
+        stall_timeout_s: Seconds after which a run of the model is stopped, or None.
 
     Raises:
         ModelError: Partitions killed their workers when they were alone, too.
@@ -107,10 +115,10 @@ def run(
     """
     suspects: list[Partition] = []
     crashes: list[crash.Crash] = []
-    with translated(), _Window(client, recipe, workspace) as window:
+    with translated(), _Window(client, recipe, workspace, stall_timeout_s) as window:
         for partition, result in window.scored(partitions):
             if isinstance(result, Death):
-                listener.on(events.Suspected(places=(crash.place(partition),), cause=str(result)))
+                listener.on(events.Suspected(places=(partition.place,), cause=str(result)))
                 suspects.append(partition)
             else:
                 yield result
@@ -132,8 +140,11 @@ def _blamed(client: "Client", partition: Partition, death: Death) -> crash.Crash
 class _Window:
     """The tasks of a job that a cluster holds: few at a time, each with its partition."""
 
-    def __init__(self, client: "Client", recipe: Recipe, workspace: Workspace) -> None:
+    def __init__(
+        self, client: "Client", recipe: Recipe, workspace: Workspace, stall_timeout_s: float | None
+    ) -> None:
         self._client, self._recipe, self._workspace = client, recipe, workspace
+        self._stall_timeout_s = stall_timeout_s
         self._run_id = uuid.uuid4().hex[:8]
         self._submitted = 0
         self._held: dict[Any, tuple[Future, Partition]] = {}
@@ -156,7 +167,8 @@ class _Window:
         import dask
 
         self._submitted += 1  # a key that has failed would fail again unseen: every one is new
-        frame = receipts(chunk, self._recipe, self._workspace, f"{self._run_id}-{self._submitted}")
+        run_id = f"{self._run_id}-{self._submitted}"
+        frame = receipts(chunk, self._recipe, self._workspace, run_id, self._stall_timeout_s)
         delayed = frame.to_delayed()
         with dask.annotate(priority=_in_input_order):
             futures = self._client.compute(delayed)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from batchserve.errors import ModelError, NotFoundError
+from batchserve import watch
+from batchserve.errors import MemoryShortError, ModelError, NotFoundError, StallError
 from batchserve.storage import file_sha256, translated
 
 if TYPE_CHECKING:
@@ -73,21 +74,29 @@ class Session:
             warnings.simplefilter("error", UserWarning)
             self._session = _open(spec.path)
 
-    def run(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+    def run(
+        self, outputs: Sequence[str], tensors: Mapping[str, Tensor], timeout_s: float | None = None
+    ) -> list[Any]:
         """Run the model once.
 
         Args:
             outputs: Names of the outputs to compute.
             tensors: One tensor per model input, each with the batch as first dimension.
+            timeout_s: Stop the run, inside the model, after so many seconds.
 
         Returns:
             One array (or list of dicts, for ZipMap) per name in `outputs`.
 
         Raises:
+            MemoryShortError: Memory ran out; the session can go on.
+            StallError: The run took longer than `timeout_s`.
             ModelError: The runtime refused the tensors or failed.
         """
-        with translated_errors("the model"):
-            result: list[Any] = self._session.run(list(outputs), dict(tensors))
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        with translated_errors("the model"), watch.watched(options, timeout_s):
+            result: list[Any] = self._session.run(list(outputs), dict(tensors), options)
         return result
 
     def signature(self) -> Signature:
@@ -131,10 +140,16 @@ def translated_errors(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except ModelError:
+    except (ModelError, StallError):
         raise
     except Exception as error:
+        if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
+            raise MemoryShortError(f"{path}: memory ran out", "give it more, or fewer --workers") from error
         raise ModelError(f"{path}: {_first_line(error)}", _hint_for(error)) from error
+
+
+_NO_MEMORY = "Failed to allocate memory"
+"""What onnxruntime says in a plain `Fail` (bfc_arena.cc and allocator.cc)."""
 
 
 def _first_line(error: Exception) -> str:
@@ -149,6 +164,43 @@ def _hint_for(error: Exception) -> str:
     if name == "NotImplemented":
         return "this onnxruntime has no kernel for the operator: see batchserve --version"
     return "batchserve inspect MODEL shows what the model takes and gives"
+
+
+class Runs:
+    """Runs a session with patience: not for ever, and in smaller pieces where memory runs out.
+
+    Attributes:
+        halved: Runs that were split in two because memory ran out.
+    """
+
+    def __init__(self, session: Session, timeout_s: float | None = None) -> None:
+        self._session = session
+        self._timeout_s = timeout_s
+        self.halved = 0
+
+    def run(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+        """Run the model over a batch; where memory runs out, over its halves.
+
+        Raises:
+            MemoryShortError: There is not even memory for one row.
+            StallError: A run took too long.
+            ModelError: The runtime refused the tensors or failed.
+        """
+        try:
+            return self._session.run(outputs, tensors, self._timeout_s)
+        except MemoryShortError:
+            rows = len(next(iter(tensors.values())))
+            if rows == 1 or self._session.signature().fixed_batch:
+                raise
+        self.halved += 1
+        half = rows // 2
+        first = self.run(outputs, {name: tensor[:half] for name, tensor in tensors.items()})
+        second = self.run(outputs, {name: tensor[half:] for name, tensor in tensors.items()})
+        return [_both(a, b) for a, b in zip(first, second, strict=True)]
+
+
+def _both(first: Any, second: Any) -> Any:
+    return first + second if isinstance(first, list) else np.concatenate((first, second))
 
 
 _sessions: dict[str, Session] = {}

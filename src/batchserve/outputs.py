@@ -67,6 +67,10 @@ class Facts(BaseModel, frozen=True):
     rejects: tuple[RejectGroup, ...]
     amendments: tuple[Amendment, ...]
     seconds: dict[str, float]
+    halved_batches: int = 0
+    """Runs of the model that were split in two because memory ran out."""
+    read_retries: int = 0
+    """Times the partition was begun again because reading failed for the moment."""
 
 
 class Receipt(BaseModel, frozen=True):

@@ -12,7 +12,7 @@ import numpy as np
 
 from batchserve.codec import Prediction
 from batchserve.errors import ModelError
-from batchserve.model import ModelSpec, Session, Tensor, operators
+from batchserve.model import ModelSpec, Runs, Session, Tensor, operators
 from batchserve.scoring import padded
 
 _MIXERS = {
@@ -33,7 +33,7 @@ _OUTLIER = 1e6
 
 
 def prove(
-    spec: ModelSpec, session: Session, predictions: Sequence[Prediction], tensors: dict[str, Tensor],
+    spec: ModelSpec, session: Session | Runs, predictions: Sequence[Prediction], tensors: dict[str, Tensor],
     batch_rows: int,
 ) -> None:  # fmt: skip
     """Check on real rows that no row's scores depend on the other rows of its batch.

@@ -3,6 +3,7 @@
 read -> bind -> run -> encode -> write part -> receipt
 """
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from batchserve import codec, inputs, outputs
 from batchserve.binding import Binding
 from batchserve.codec import Encoded, Misfit, Prediction
+from batchserve.errors import MemoryShortError, StallError, TransientError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Extent, Partition, Reading, TypeMisfit
-from batchserve.model import ModelSpec, Session, Tensor, session_for
+from batchserve.model import ModelSpec, Runs, Session, Tensor, session_for
 from batchserve.outputs import Amendment, Facts, Receipt, Workspace
 from batchserve.rejects import Reject, Rejects
 
@@ -42,40 +44,80 @@ class Recipe(BaseModel):
     """Records to read, or None for all."""
 
 
+in_progress: dict[str, float] = {}
+"""Names of the partitions that this process is scoring, and when each began (monotonic)."""
+
+_RETRIES = 4
+_FIRST_DELAY_S = 0.5
+
+
 def score_partition(
-    partition: Partition, recipe: Recipe, workspace: Workspace, tick: Callable[[int], None] = lambda _: None
+    partition: Partition,
+    recipe: Recipe,
+    workspace: Workspace,
+    tick: Callable[[int], None] = lambda _: None,
+    stall_timeout_s: float | None = None,
 ) -> Receipt:
     """Score one partition into a durable part and return its receipt.
 
     Running it twice is harmless: a committed partition's receipt is returned at once, and of
-    two running attempts the first to link its receipt wins.
+    two running attempts the first to link its receipt wins. Where reading fails in a way that
+    may pass, the partition is begun again, up to four times, after longer and longer pauses.
 
     Args:
         partition: What to score.
         recipe: How.
         workspace: Where the part and its receipt go.
         tick: Told now and then how many rows are scored.
+        stall_timeout_s: Seconds after which a run of the model is stopped, or None.
 
     Raises:
         DataError: An input is damaged.
         ModelError: The model refuses the data.
         StorageError: A disk is full or fails.
+        RetryError: Memory ran out, or the model stalled.
     """
-    name = partition.name
-    if receipt := outputs.committed(workspace, name):
+    if receipt := outputs.committed(workspace, partition.name):
         return receipt
+    in_progress[partition.name] = time.monotonic()
+    try:
+        for retries in range(_RETRIES):
+            try:
+                return _attempt(partition, recipe, workspace, tick, stall_timeout_s, retries)
+            except TransientError:
+                time.sleep(_FIRST_DELAY_S * 2**retries * random.uniform(0.5, 1.5))  # noqa: S311  jitter
+        return _attempt(partition, recipe, workspace, tick, stall_timeout_s, _RETRIES)
+    except (MemoryShortError, StallError) as error:
+        raise type(error)(f"{partition.place}: {error.message}", error.hint) from error
+    except MemoryError as error:
+        hint = "give it more, or fewer --workers, or a smaller --partition-size"
+        raise MemoryShortError(f"{partition.place}: memory ran out", hint) from error
+    finally:
+        in_progress.pop(partition.name, None)
+
+
+def _attempt(
+    partition: Partition,
+    recipe: Recipe,
+    workspace: Workspace,
+    tick: Callable[[int], None],
+    stall_timeout_s: float | None,
+    retries: int,
+) -> Receipt:
     tally = Tally()
+    tally.retries = retries
     with tally.timed("model"):
-        session = session_for(recipe.model)
-    with outputs.open_part(workspace, name, recipe.schema_) as part:
+        runs = Runs(session_for(recipe.model), stall_timeout_s)
+    with outputs.open_part(workspace, partition.name, recipe.schema_) as part:
         for rows in aligned(encoded(partition, recipe, tally), recipe.batch_rows):
             with tally.timed("model"):
-                columns = predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
+                columns = predict(runs, recipe.predictions, rows.tensors, recipe.batch_rows)
             with tally.timed("write"):
                 part.write(rows.kept, columns)
             tick(tally.rows_in)
         with tally.timed("write"):
             part.finish()
+        tally.halved = runs.halved
         return part.commit(partition.index, tally.facts(partition))
 
 
@@ -90,6 +132,7 @@ class Tally:
         self.rejects = Rejects()
         self.amendments: dict[str, Amendment] = {}
         self.seconds: Counter[str] = Counter()
+        self.halved = self.retries = 0
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -120,6 +163,7 @@ class Tally:
             rows_in=self.rows_in, rows_rejected=self.rows_rejected, bytes_in=partition.size_bytes,
             extents=tuple(self.extents), nulls=dict(self.nulls), rejects=self.rejects.groups(),
             amendments=tuple(self.amendments.values()), seconds=dict(self.seconds),
+            halved_batches=self.halved, read_retries=self.retries,
         )  # fmt: skip
 
 
@@ -204,7 +248,7 @@ def aligned(rows: Iterable[Encoded], batch_rows: int) -> Iterator[Encoded]:
 
 
 def predict(
-    session: Session, predictions: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
+    session: Session | Runs, predictions: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
 ) -> list[pa.Array]:
     """Run the model over rows, `batch_rows` at a time, always in that one shape.
 

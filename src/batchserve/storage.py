@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from batchserve.errors import BatchserveError, OutputError, RetryError, StorageError, from_os
+from batchserve.errors import BatchserveError, OutputError, RetryError, StorageError, TransientError, from_os
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -148,6 +148,30 @@ def translated_writing(folder: Path | str) -> Iterator[None]:
         raise StorageError(message, "run the same command again, and leave the folder alone") from error
     except OSError as error:
         raise from_os(error, str(folder)) from error
+
+
+_TRANSIENT = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAGAIN, errno.EREMOTEIO,
+}  # fmt: skip
+"""What a network file system says when it may well answer a moment later."""
+
+
+@contextmanager
+def transient_reading(path: Path | str) -> Iterator[None]:
+    """Tell failures of reading that may pass from those that will not.
+
+    Raises:
+        TransientError: The system's error, here or behind an error of ours, is one that passes.
+    """
+    try:
+        yield
+    except (OSError, BatchserveError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _TRANSIENT:
+            message = f"{path}: cannot be read ({cause.strerror or cause})"
+            raise TransientError(message, "check the disk or the network, then run it again") from error
+        raise
 
 
 class Sink:

@@ -231,7 +231,7 @@ def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Scree
     from batchserve.events import Several
 
     file = log.Log(settings.job.log_json) if settings.job.log_json else None
-    listeners = [file, screen] if file else [screen]
+    listeners: list[log.Log | Screen] = [file, screen] if file else [screen]
     try:
         with Stop(Several(listeners)) as stop, log.MinuteHand(*(each.minute for each in listeners)):
             report = job.score(settings.job, inputs, output, stop)

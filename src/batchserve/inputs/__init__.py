@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from batchserve.errors import DataError, UsageError
 from batchserve.rejects import Place, Reject
+from batchserve.storage import transient_reading
 
 Format = Literal["csv", "jsonl", "parquet"]
 
@@ -79,6 +80,22 @@ class Partition(BaseModel, frozen=True):
     def name(self) -> str:
         """The name of its part and receipt; a corrected start makes another name."""
         return f"p{self.index:06d}" + (f"-from{self.slices[0].start}" if self.redone else "")
+
+    @property
+    def place(self) -> str:
+        """Where its rows are, in words.
+
+        Example:
+            >>> part = Slice(path="/data/a.csv", format="csv", start=0, stop=9, exact=True, size_bytes=9)
+            >>> Partition(index=3, slices=(part,)).place
+            'partition 3 (a.csv, bytes 0 to 9)'
+        """
+        first = self.slices[0]
+        unit = "row groups" if first.format == "parquet" else "bytes"
+        stop = f"{first.stop:,}" if first.stop < OPEN_END else "the end"
+        more = f" and {len(self.slices) - 1} more" if len(self.slices) > 1 else ""
+        name = first.path.rpartition("/")[2]
+        return f"partition {self.index} ({name}, {unit} {first.start:,} to {stop}{more})"
 
     @property
     def size_bytes(self) -> int:
@@ -261,9 +278,10 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
 
     Raises:
         DataError: The file is corrupt or truncated.
+        TransientError: It cannot be read just now.
     """
-    items: Iterator[Item] = _module(part.format).read(part, reading)
-    return items
+    with transient_reading(part.path):
+        yield from _module(part.format).read(part, reading)
 
 
 def line_of(place: Place, *, gzip: bool) -> int | None:
