@@ -317,7 +317,8 @@ def test_a_damaged_plan_loses_no_part() -> None:
 
 def test_an_amended_plan_is_continued(home: Path) -> None:
     """A run that made a column text on the way and was cut goes on with that column as text."""
-    (home / "zips.csv").write_text(f"{IRIS_HEADER},zip\n" + "5,3,1,0,12\n" * 60_000 + "5,3,1,0,0012\n" + "5,3,1,0,12\n" * 90_000)
+    rows = "5,3,1,0,12\n" * 60_000 + "5,3,1,0,0012\n" + "5,3,1,0,12\n" * 90_000
+    (home / "zips.csv").write_text(f"{IRIS_HEADER},zip\n{rows}")
     options = {"model": "model.onnx", "partition_size": "500k", "workers": 1}
 
     def cut() -> None:

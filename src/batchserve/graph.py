@@ -89,7 +89,7 @@ def receipts(
     return frame
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917  what a job is made of
     client: "Client", partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace,
     total: int, listener: Listener, stall_timeout_s: float | None = None,
 ) -> Iterator[Receipt]:  # fmt: skip

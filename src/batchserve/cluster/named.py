@@ -239,7 +239,10 @@ def _not_started(name: str, folder: Path, reason: str) -> ClusterError:
 
 
 def _tail(log: Path) -> list[str]:
-    return log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    """Return the errors a log names, which may stand far above its end, and its last lines."""
+    lines = log.read_text(errors="replace").splitlines()
+    named = [line for line in lines[:-_LOG_LINES] if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return [*dict.fromkeys(named), *lines[-_LOG_LINES:]]
 
 
 def stop(name: str = DEFAULT_NAME) -> None:

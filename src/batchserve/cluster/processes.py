@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ MARK = "DASK_CONFIG"
 """The environment variable that names the folder: Dask reads its settings there."""
 
 _KILL_TIMEOUT_S = 10
+_POLL_S = 0.05
 
 
 def launch(module: str, arguments: Sequence[str], folder: Path, log: Path) -> int:
@@ -54,16 +57,20 @@ def end(folder: Path, first: Sequence[int] = (), patience_s: float = 0) -> None:
     """
     for pid in first:
         if process := of(folder).get(pid):
-            _signal(process, signal.SIGTERM)
-            psutil.wait_procs([process], timeout=patience_s)
+            _end([process], folder, signal.SIGTERM, patience_s)
     while left := list(of(folder).values()):  # again: one may have started another meanwhile
-        for process in left:
-            _signal(process, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=_KILL_TIMEOUT_S)
+        _end(left, folder, signal.SIGKILL, _KILL_TIMEOUT_S)
 
 
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+def _end(ending: Sequence[psutil.Process], folder: Path, number: int, patience_s: float) -> None:
+    """Send a signal and wait until none of the processes works any more; reap those started here."""
+    for process in ending:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    deadline = time.monotonic() + patience_s
+    pids = {process.pid for process in ending}
+    while pids & of(folder).keys() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    for pid in pids:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
