@@ -131,7 +131,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 def works(pid: int) -> bool:
     """Whether a process does more than wait for an init process to take note of its end."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
 def listening(pids: set[int]) -> set[str]:

@@ -193,11 +193,11 @@ class _Window:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Let go of all tasks: those that have not begun never will.
 
-        Tasks of other processes cannot be stopped. A job that is stopped waits a while for them,
-        so that nothing of it is at work when it has ended; an error is told at once.
+        Tasks that run cannot be stopped. A job that is stopped waits a while for them: what they
+        do is kept, and nothing of it is at work when it has ended. An error is told at once.
         """
         stopped = kind is not None and issubclass(kind, (GeneratorExit, StoppedError))
-        if stopped and not self._client.scheduler.address.startswith("inproc"):
+        if stopped:
             self._drain()
         self._let_go(list(self._held))
 

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchserve import append, chain, commit, events, planning, runner, storage, target, workspace
+from batchserve import (
+    append,
+    chain,
+    commit,
+    crash,
+    events,
+    isolation,
+    planning,
+    runner,
+    storage,
+    target,
+    workspace,
+)
 from batchserve.commit import OutputReceipt
 from batchserve.config import Job
 from batchserve.errors import DataError, OutputError, RetryError, StorageError, UsageError
@@ -157,9 +169,11 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
     with workspace.opened(found, made, fresh=job.fresh) as space:
         _check_still(job, found, work.earlier)
         commit.check_room(found, made, space, listener)
+        crashes = _isolated(job, made, space, listener, cluster)
         done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
-        with runner.opened(job, made, space, listener, cluster) as running:
-            receipts = _collected(made, done, running, listener)
+        avoided = frozenset(each.partition.index for each in crashes)
+        with runner.opened(job, made, space, listener, cluster, avoided) as running:
+            receipts = _collected(made, done, running, listener, crashes)
             if needed := chain.amendments(made.partitions, receipts):
                 workspace.discard(found.workspace)
                 return _Outcome(None, amended=needed)
@@ -170,6 +184,14 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         receipt = commit.publish(found, made, space, ordered, overwrite=overwrite, earlier=work.earlier)
         workspace.discard(found.workspace)
     return _Outcome(receipt, running.workers, running.in_place)
+
+
+def _isolated(job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any) -> list[crash.Crash]:
+    """Score alone what an earlier run may have died of; on a cluster the scheduler does that."""
+    if not runner.runs_here(job, cluster):
+        return []
+    suspected = isolation.suspects(space, made.partitions)
+    return isolation.cleared(suspected, made.recipe, space, job.stall_timeout, listener)
 
 
 def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
@@ -215,11 +237,17 @@ def _check_still(job: Job, found: Target, earlier: OutputReceipt | None) -> None
 
 
 def _collected(
-    made: Plan, done: Sequence[Receipt], running: Runner, listener: Listener
-) -> dict[int, Receipt]:
-    """Gather every partition's receipt; those that began at a wrong guess are scored again."""
+    made: Plan, done: Sequence[Receipt], running: Runner, listener: Listener,
+    crashes: Sequence[crash.Crash] = (),
+) -> dict[int, Receipt]:  # fmt: skip
+    """Gather every partition's receipt; those that began at a wrong guess are scored again.
+
+    Raises:
+        BatchserveError: Of the partitions that crashed, when all others are scored.
+    """
     receipts = {receipt.partition: receipt for receipt in done}
-    todo = [p for p in made.partitions if p.index not in receipts]
+    settled = receipts.keys() | {each.partition.index for each in crashes}
+    todo = [p for p in made.partitions if p.index not in settled]
     listener.on(
         events.Planned(
             plan_id=made.plan_id, partitions=len(made.partitions), partitions_done=len(receipts),
@@ -235,6 +263,8 @@ def _collected(
         amending = amending or bool(receipt.facts.amendments)
         if amending and chain.amendments(made.partitions, receipts):
             return receipts
+    if crashes:
+        raise crash.error(crashes, len(made.partitions))
     while wrong := chain.misguessed(made.partitions, receipts):
         receipts |= {receipt.partition: receipt for receipt in running.score([wrong])}
     return receipts

@@ -1,20 +1,24 @@
 """Where partitions are scored: in this process, or on a Dask cluster with a head start here."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, Self
 
 from batchserve import cluster as clusters
 from batchserve import events, scoring
 from batchserve.config import Job
+from batchserve.errors import StoppedError
 from batchserve.events import Listener
 from batchserve.inputs import Partition
 from batchserve.outputs import Receipt, Workspace
 from batchserve.planning import Plan
+
+STOP_TIMEOUT_S = 10
+"""How long a job that is stopped waits for the partitions that are being scored."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Runner:
 
 @contextmanager
 def opened(
-    job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any = None
-) -> Iterator[Runner]:
+    job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any = None,
+    avoided: frozenset[int] = frozenset(),
+) -> Iterator[Runner]:  # fmt: skip
     """Score one partition in this process, without importing Dask; several on a cluster.
 
     Args:
@@ -38,24 +43,28 @@ def opened(
         space: Where parts and receipts go.
         listener: Told about rows and the dashboard.
         cluster: A Dask client or cluster of the caller's, or None.
+        avoided: Indices of partitions that must not be scored in this process.
 
     Raises:
         ClusterError: The cluster cannot be reached.
     """
     if runs_in_place(job, made, cluster):
-        yield Runner(partial(_in_place, made, space, listener), 1, in_place=True)
+        yield Runner(partial(_in_place, job, made, space, listener), 1, in_place=True)
         return
     scheduler = job.scheduler or _address(job)
-    ours = cluster is None and scheduler is None and clusters.active_client() is None
+    first = [p for p in made.partitions[:-1] if p.index not in avoided] if runs_here(job, cluster) else []
+    score = partial(
+        scoring.score_partition, recipe=made.recipe, workspace=space, stall_timeout_s=job.stall_timeout
+    )
     with (
-        closing(_HeadStart(made, space, wanted=ours)) as head_start,
+        _HeadStart(first, score) as head_start,
         clusters.opened(cluster, scheduler, job.workers, dashboard=job.dashboard) as engine,
     ):
         if engine.dashboard:
             listener.on(events.DashboardOpened(url=engine.dashboard))
         for note in engine.notes:
             listener.on(events.Noted(text=note))
-        run = partial(_on_cluster, engine, made, space, listener, head_start)
+        run = partial(_on_cluster, job, engine, made, space, listener, head_start)
         yield Runner(run, engine.workers, in_place=False)
 
 
@@ -67,35 +76,41 @@ def _address(job: Job) -> str | None:
     return named.address(job.cluster)
 
 
+def runs_here(job: Job, cluster: Any = None) -> bool:
+    """Whether partitions are scored in this process, by one thread or by several."""
+    return not (cluster or job.cluster or job.scheduler or clusters.active_client())
+
+
 def runs_in_place(job: Job, made: Plan, cluster: Any = None) -> bool:
     """Whether the job is one partition that nobody asked to have scored elsewhere."""
     return len(made.partitions) <= 1 and not (cluster or job.cluster or job.scheduler or job.dashboard)
 
 
 def _in_place(
-    made: Plan, space: Workspace, listener: Listener, partitions: Sequence[Partition]
+    job: Job, made: Plan, space: Workspace, listener: Listener, partitions: Sequence[Partition]
 ) -> Iterator[Receipt]:
     def tick(rows: int) -> None:
         listener.on(events.RowsScored(rows=rows))
 
-    return (scoring.score_partition(p, made.recipe, space, tick) for p in partitions)
+    score = scoring.score_partition
+    return (score(p, made.recipe, space, tick, job.stall_timeout) for p in partitions)
 
 
 class _HeadStart:
     """One thread that scores the first partitions while Dask is imported, which takes seconds."""
 
-    def __init__(self, made: Plan, space: Workspace, *, wanted: bool) -> None:
-        self._made, self._space = made, space
+    def __init__(self, partitions: Sequence[Partition], score: Callable[[Partition], Receipt]) -> None:
+        self._partitions, self._score_one = partitions, score
         self._pool = ThreadPoolExecutor(1)
         self._stopped = Event()
         self._taken: list[Partition] = []
-        self._receipts = self._pool.submit(self._score) if wanted else None
+        self._receipts = self._pool.submit(self._score) if partitions else None
 
     def _score(self) -> list[Receipt]:
-        return [scoring.score_partition(p, self._made.recipe, self._space) for p in self._first()]
+        return [self._score_one(partition) for partition in self._first()]
 
     def _first(self) -> Iterator[Partition]:
-        for partition in self._made.partitions[:-1]:
+        for partition in self._partitions:
             if self._stopped.is_set():
                 return
             self._taken.append(partition)
@@ -113,22 +128,29 @@ class _HeadStart:
         self._taken.clear()  # asked for again, they are scored again
         return scored
 
-    def close(self) -> None:
-        """Take no further partition, and do not wait for the one that may be running."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Take no further partition; a job that is stopped lets the running one finish, for a while."""
         self._stopped.set()
+        if self._receipts and kind is not None and issubclass(kind, StoppedError):
+            wait([self._receipts], timeout=STOP_TIMEOUT_S)
         self._pool.shutdown(wait=False)
 
 
-def _on_cluster(
-    engine: clusters.Engine, made: Plan, space: Workspace, listener: Listener, head_start: _HeadStart,
-    partitions: Sequence[Partition],
+def _on_cluster(  # noqa: PLR0913, PLR0917  what a job is made of
+    job: Job, engine: clusters.Engine, made: Plan, space: Workspace, listener: Listener,
+    head_start: _HeadStart, partitions: Sequence[Partition],
 ) -> Iterator[Receipt]:  # fmt: skip
     from batchserve import graph
 
     taken = head_start.stop()
     wanted = {partition.index for partition in partitions}
     rest = [p for p in partitions if p.redone or p.index not in taken]
-    yield from graph.run(engine.client, rest, made.recipe, space, len(made.partitions), listener)
+    yield from graph.run(
+        engine.client, rest, made.recipe, space, len(made.partitions), listener, job.stall_timeout
+    )
     yield from (receipt for receipt in head_start.receipts() if receipt.partition in wanted)
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from batchserve import __version__
-from batchserve.cli import clusters, flags
+from batchserve.cli import clusters, flags, supervisor
 from batchserve.cli.stopping import Stop
 from batchserve.errors import BatchserveError, NotFoundError
 
 if TYPE_CHECKING:
-    from batchserve.config import Settings
+    from batchserve.config import Job, Settings
     from batchserve.console import Screen
     from batchserve.report import Report
 
@@ -234,7 +234,7 @@ def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Scree
     listeners: list[log.Log | Screen] = [file, screen] if file else [screen]
     try:
         with Stop(Several(listeners)) as stop, log.MinuteHand(*(each.minute for each in listeners)):
-            report = job.score(settings.job, inputs, output, stop)
+            report = job.score(_continued(settings.job), inputs, output, stop)
     except BatchserveError as error:
         if file:
             file.failed(error)
@@ -242,6 +242,11 @@ def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Scree
     if file:
         file.finished(report.facts())
     return report
+
+
+def _continued(job: "Job") -> "Job":
+    """After a death, `--fresh` is done with: what there is now is this command's."""
+    return job.model_copy(update={"fresh": False}) if supervisor.begun_again() else job
 
 
 def _provenance(settings: "Settings") -> dict[str, str]:
@@ -308,6 +313,7 @@ def run() -> NoReturn:
 
     Nothing is lost by it: what counts was synced, and the kernel lets go of the lock.
     """
+    supervisor.supervise(restart=sys.argv[1:2] in (["score"], ["demo"]))
     gc.set_threshold(100_000, 20, 20)  # imports make many objects and no garbage
     try:
         main()
