@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import models
 from conftest import Command, digest, environment
 
 PARTITIONS = 40
+WORKERS = 2
 SIZE = ("--partition-size", "675")  # 25 lines of 27 bytes
 
 Arguments = tuple[str | Path, ...]
@@ -35,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(folder: Path) -> Arguments:
     """Return the arguments of the job; the output is out.parquet where the command runs."""
     model = ("--model", folder / "heavy.onnx", "--batch-rows", "64")
-    return ("score", folder / "in.csv", "out.parquet", *model, "--workers", "2", *SIZE)
+    return ("score", folder / "in.csv", "out.parquet", *model, "--workers", str(WORKERS), *SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +97,16 @@ def test_a_stopped_job_continues_to_the_same_bytes(
     assert not published
     assert 5 <= finished < PARTITIONS
     assert again.returncode == 0, again.stderr
-    assert f"continuing: {finished} of {PARTITIONS} partitions" in again.stderr
+    assert finished <= continued(again.stderr) <= finished + WORKERS
     assert digest(tmp_path / "out.parquet") == undisturbed
     assert not (tmp_path / ".out.parquet.batchserve").exists()
+
+
+def continued(said: str) -> int:
+    """Return how many parts a run says it found, those scored alone after a kill included."""
+    found = re.search(rf"continuing: (\d+) of {PARTITIONS} partitions", said)
+    assert found, said
+    return int(found[1])
 
 
 def test_a_job_killed_twice_still_continues(
@@ -112,7 +121,7 @@ def test_a_job_killed_twice_still_continues(
     again = command(*job)
 
     assert second >= first + 4
-    assert f"continuing: {second} of {PARTITIONS} partitions" in again.stderr
+    assert second <= continued(again.stderr) <= second + WORKERS
     assert digest(tmp_path / "out.parquet") == undisturbed
 
 
@@ -121,12 +130,14 @@ def test_two_processes_cannot_write_one_output(
 ) -> None:
     """While one process writes an output a second gets exit 75; the first is not disturbed."""
     running = start(job, tmp_path, done=1)
+    os.killpg(running.pid, signal.SIGSTOP)
 
     second = command(*job)
+    os.killpg(running.pid, signal.SIGCONT)
     _, said = running.communicate(timeout=60)
 
     assert second.returncode == 75
-    assert "is writing this output" in second.stderr or "was written to meanwhile" in second.stderr
+    assert "is writing this output" in second.stderr
     assert running.returncode == 0, said
     assert digest(tmp_path / "out.parquet") == undisturbed
 
@@ -165,7 +176,7 @@ def test_a_part_without_a_receipt_is_litter(
 
     again = command(*job)
 
-    assert f"continuing: {left} of {PARTITIONS} partitions" in again.stderr
+    assert left + len(removed) <= continued(again.stderr) <= left + len(removed) + WORKERS
     assert digest(tmp_path / "out.parquet") == undisturbed
 
 

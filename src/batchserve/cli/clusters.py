@@ -8,7 +8,8 @@ from batchserve.cli import flags
 from batchserve.errors import UsageError
 
 app = typer.Typer(
-    help="Start and stop background clusters of worker processes.",
+    help="Start and stop background clusters of worker processes.\n\n"
+    "Example: batchserve cluster start --workers 8",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
