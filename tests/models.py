@@ -142,6 +142,17 @@ def heavy(folder: Path, layers: int = 12) -> Path:
     return _write(folder / "heavy.onnx", nodes, inputs, [_input("score", FLOAT, [None, 1])], weights)
 
 
+def hungry(folder: Path) -> Path:
+    """Input `a` [N, 1]; output `score` [N] takes 4 MiB a row on its way: 4 GiB for 1,024 rows."""
+    nodes = [
+        helper.make_node("Expand", ["a", "shape"], ["spread"]),
+        helper.make_node("ReduceMax", ["spread", "columns"], ["score"], keepdims=0),
+    ]
+    weights = [_dims("shape", 1, 1 << 20), _dims("columns", 1)]
+    outputs = [_input("score", FLOAT, [None])]
+    return _write(folder / "hungry.onnx", nodes, [_input("a", FLOAT, [None, 1])], outputs, weights)
+
+
 def fixed() -> Path:
     """Return onnxruntime's own `logreg_iris`: input [3, 2], a label and a ZipMap of probabilities."""
     from onnxruntime.datasets import get_example

@@ -1,1 +1,126 @@
-"""How much memory the workers may use, and how many rows of a run fit into it."""
+"""How much memory the workers may use, and how many rows of a run fit into it.
+
+The kernel kills where a cgroup is exceeded, without a word to the process; so the first batch is
+tried in a child, under a limit that makes the allocation fail instead.
+"""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_STEP_ROWS = 64
+_SHARE = 0.8
+"""Of what is free; the rest is for readers, writers and what the allocator keeps."""
+_GROUPS = Path("/sys/fs/cgroup")
+_POLL_S = 0.002
+
+
+def limit_bytes(asked: int | None = None) -> int:
+    """Return the memory that this process may use: the least of all limits in force.
+
+    Args:
+        asked: The user's own limit in bytes, or None.
+    """
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits = [physical, *_group_limits()]
+    limits += [asked] if asked else []
+    limits += [space] if space != resource.RLIM_INFINITY else []
+    return min(limits)
+
+
+def _group_limits() -> Iterator[int]:
+    """Give the limits of this process's cgroup and those above it, version 1 and 2."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux, or no /proc
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in {"", "memory"}:
+            root = _GROUPS / controllers
+            here = root / path.lstrip("/")
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            for folder in (here, *here.parents):
+                if folder.is_relative_to(root):
+                    yield from _number(folder / name)
+
+
+def _number(path: Path) -> Iterator[int]:
+    try:
+        yield int(path.read_text())
+    except (OSError, ValueError):  # not there, or "max"
+        return
+
+
+def share_bytes(workers: int, asked: int | None = None) -> int:
+    """Return what one of several workers may use beyond what this process uses now.
+
+    Args:
+        workers: Partitions scored at once.
+        asked: The user's own limit for all of them in bytes, or None.
+    """
+    resident, _ = _used_bytes()
+    return max(0, int((limit_bytes(asked) - resident) * _SHARE / workers))
+
+
+def _used_bytes() -> tuple[int, int]:
+    """Return this process's resident and virtual bytes."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    try:
+        virtual, resident, *_ = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 0
+    return int(resident) * page, int(virtual) * page
+
+
+def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> int:
+    """Halve the rows of a run until one fits, down to 64.
+
+    Args:
+        run: Runs the model once over so many rows; raises when memory runs out.
+        rows: Rows to begin with, a multiple of 64.
+        share: Bytes that one run may take.
+        timeout_s: Seconds after which a trial counts as one that fits: it will stall later, too.
+
+    Returns:
+        A multiple of 64: the first that fits, or 64.
+    """
+    while rows > _STEP_ROWS and not _fits(run, rows, share, timeout_s):
+        rows = max(_STEP_ROWS, rows // 2 // _STEP_ROWS * _STEP_ROWS)
+    return rows
+
+
+def _fits(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> bool:
+    """Whether a run ends in a child that may take `share` more bytes; other failures show later."""
+    child = os.fork()
+    if child == 0:
+        os._exit(_tried(run, rows, share))
+    deadline = time.monotonic() + timeout_s
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code == 0
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True
+        time.sleep(_POLL_S)
+
+
+def _tried(run: Callable[[int], object], rows: int, share: int) -> int:
+    """Run under the limit, in the child; return its exit code: 1 if memory ran out."""
+    try:
+        _, virtual = _used_bytes()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (virtual + share, hard))
+        run(rows)
+    except BaseException as error:  # noqa: BLE001  nothing may leave the child
+        from batchserve.errors import MemoryShortError
+
+        return int(isinstance(error, (MemoryError, MemoryShortError)))
+    return 0

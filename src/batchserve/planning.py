@@ -5,6 +5,7 @@ of the model and the output, how the run is shown).
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,13 +14,21 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import __version__, codec, inputs
+from batchserve import __version__, codec, inputs, memory
 from batchserve.binding import Binding, Wish, bind
 from batchserve.codec import Prediction
 from batchserve.config import Job
 from batchserve.errors import BatchserveError, ModelError, UsageError, did_you_mean, raise_all
 from batchserve.inputs import Look, Partition, Reading, Source
-from batchserve.model import ModelSpec, Session, Signature, Tensor, identify, runtime_version, session_for
+from batchserve.model import (
+    ModelSpec,
+    Runs,
+    Signature,
+    Tensor,
+    identify,
+    runtime_version,
+    session_for,
+)
 from batchserve.outputs import PLAN_KEY, Amendment
 from batchserve.proof import prove
 from batchserve.scoring import Recipe, padded
@@ -130,8 +139,8 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     Raises:
         BatchserveError: Model, columns and wishes do not fit; all problems are told.
     """
-    session = session_for(spec)
-    signature = session.signature()
+    session = Runs(session_for(spec), job.stall_timeout)
+    signature = session_for(spec).signature()
     problems = Problems()
     none: tuple[str, ...] = ()
     wish = Wish(features=job.features, map=job.map, on_null=job.on_null)
@@ -141,6 +150,9 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     problems.check()
     batch_rows = _batch_rows(job, signature)
     tensors = _first_rows(look, binding, batch_rows)
+    if not (job.batch_rows or signature.fixed_batch):
+        batch_rows = _fitting(job, spec, names, tensors, batch_rows)
+        tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
     predictions, added = _observed(session, names, job.prefix, tensors, batch_rows)
     _check_clash(predictions, keep)
     if not job.rows_depend:
@@ -191,6 +203,21 @@ def _batch_rows(job: Job, signature: Signature) -> int:
     return fixed
 
 
+def _fitting(
+    job: Job, spec: ModelSpec, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
+) -> int:
+    """Lower the rows of a run until all workers' runs fit into memory at once."""
+    if (job.cluster or job.scheduler) and not job.memory_limit:
+        return batch_rows  # the memory is elsewhere
+    session = session_for(spec)
+    share = memory.share_bytes(job.workers or len(os.sched_getaffinity(0)), job.memory_limit)
+
+    def run(rows: int) -> None:
+        session.run(names, {name: padded(tensor[:rows], rows) for name, tensor in tensors.items()})
+
+    return memory.fitting_rows(run, batch_rows, share, job.stall_timeout)
+
+
 def _first_rows(look: Look, binding: Binding, batch_rows: int) -> dict[str, Tensor]:
     """Encode the first sampled rows that the model can take; one made-up row if there is none."""
     encoded, misfits = codec.encode(look.sample, binding, ())
@@ -221,7 +248,7 @@ def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) 
 
 
 def _observed(
-    session: Session, names: Sequence[str], prefix: str, tensors: dict[str, Tensor], batch_rows: int
+    session: Runs, names: Sequence[str], prefix: str, tensors: dict[str, Tensor], batch_rows: int
 ) -> tuple[tuple[Prediction, ...], list[pa.Field]]:
     """Run the model once to see what its outputs really are: shapes may be symbolic."""
     batch = {name: padded(tensor, batch_rows) for name, tensor in tensors.items()}

@@ -11,7 +11,8 @@ from batchserve.binding import Feed
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError
 from batchserve.inputs import Source
-from batchserve.planning import Plan
+from batchserve.model import session_for
+from batchserve.planning import BATCH_ROWS, Plan
 from batchserve.rejects import Place, Reject, RejectGroup
 from batchserve.target import Target
 
@@ -145,12 +146,18 @@ def plan_facts(made: Plan) -> dict[str, str]:
         "model": f"{shortest(recipe.model.path)} (sha256 {recipe.model.sha256[:12]})",
         "partitions": f"{len(made.partitions):,} of about "
         f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
-        "batch rows": f"{recipe.batch_rows:,} in every run of the model",
+        "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
     }
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
+
+
+def _lowered(made: Plan) -> str:
+    fixed = session_for(made.recipe.model).signature().fixed_batch
+    lowered = made.batch_rows_asked is None and fixed is None and made.recipe.batch_rows < BATCH_ROWS
+    return f": {BATCH_ROWS:,} would not fit into memory" if lowered else ""
 
 
 def target_facts(found: Target, made: Plan) -> dict[str, str]:
