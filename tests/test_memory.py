@@ -11,9 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import batchserve as bs
 import models
 from batchserve import memory
 from conftest import Command, environment
+from workbench import EXAMPLES
 
 GIB = 1 << 30
 _V1 = Path("/sys/fs/cgroup/memory")
@@ -67,6 +69,30 @@ def test_a_limit_of_the_process_is_seen(job: tuple[str | Path, ...], tmp_path: P
     assert scores(tmp_path) == [i / 8 for i in range(300)]
 
 
+def test_a_run_that_lacks_memory_is_halved(job: tuple[str | Path, ...], tmp_path: Path) -> None:
+    """Rows that the user insists on are halved where memory runs out, and the end of the job says so."""
+    done = subprocess.run(
+        [sys.executable, "-m", "batchserve", *map(str, job), "--batch-rows", "1024"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 * GIB // 2, 3 * GIB // 2)),
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert planned_rows(tmp_path) == 1_024
+    assert "runs of the model lacked memory and were halved: their scores are the same" in done.stderr
+    assert scores(tmp_path) == [i / 8 for i in range(300)]
+
+
+@pytest.mark.parametrize(("example", "matters"), [("iris", True), ("flights", False)])
+def test_the_plan_says_if_halving_changes_bits(example: str, matters: bool) -> None:  # noqa: FBT001
+    """Whether bits depend on the rows of a run is tried, and said before the job begins."""
+    folder = EXAMPLES / example
+    preview = bs.plan(folder / f"{example}.csv", config=folder / "batchserve.toml")
+
+    said = "a run halved for want of memory would give other last bits" in str(preview)
+    assert (preview.plan.recipe.size_matters, said) == (matters, matters)
+
+
 @pytest.fixture
 def group() -> Iterator[Path]:
     """Make a cgroup of 1 GiB in which the kernel really kills."""
@@ -98,9 +124,11 @@ def test_the_least_limit_counts() -> None:
     assert memory.limit_bytes(1 << 60) == memory.limit_bytes()
 
 
-@pytest.mark.parametrize(("need", "rows"), [(1, 1_024), (300, 192), (2_000, 64), (64_000, 64)])
+@pytest.mark.parametrize(
+    ("need", "rows"), [(1, 1_024), (300, 192), (1_200, 64), (2_000, 32), (64_000, 1), (640_000, 1)]
+)
 def test_rows_are_halved_until_they_fit(need: int, rows: int) -> None:
-    """The rows of a run stay a multiple of 64, and never go below 64."""
+    """The rows of a run stay a multiple of 64 as long as 64 fit, and then go down to one."""
 
     def run(asked: int) -> None:
         bytearray(asked * need << 10)

@@ -141,13 +141,16 @@ def test_a_part_that_is_gone_or_strange_is_told() -> None:
     assert "mine.parquet: is not in the manifest" in told.value.message
 
 
-def test_rejects_that_belong_to_nobody_are_told() -> None:
-    """A rejects file beside an output without rejects differs."""
+def test_rejects_of_another_run_are_told() -> None:
+    """A rejects file of ours beside an output without rejects differs; somebody else's is no matter."""
     score("out.parquet")
-    Path("out.rejects.jsonl").touch()
+    Path("out.rejects.jsonl").write_text('{"plan_id": "another", "reason": "null"}\n')
 
     with pytest.raises(DataError, match="no row was rejected"):
         verify.verify("out.parquet")
+    Path("out.rejects.jsonl").write_text("my notes\n")
+
+    assert verify.verify("out.parquet").differences == []
 
 
 # -- flipped bits -----------------------------------------------------------------------------

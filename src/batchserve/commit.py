@@ -154,7 +154,7 @@ def _publish_file(
     receipt = _summed(found, plan, receipts, groups, size).model_copy(update={"footer_sha256": footer_sha256})
     if target.taken(found) and not overwrite:
         raise _appeared(found)
-    if overwrite:
+    if target.rejects_plan_id(found):  # of an earlier run
         storage.remove(found.rejects)
     sealed = space.file("receipt.json.tmp")
     storage.remove(sealed)

@@ -152,10 +152,8 @@ def summary_lines(report: Report) -> list[str]:
         became = "NaN" if rule == "nan" else rule.removeprefix("fill=")
         lines.append(f"  {column}: {count:,} null{'s' * (count != 1)} became {became}")
     if receipt.halved_batches:
-        lines.append(
-            f"  {receipt.halved_batches:,} runs of the model lacked memory and were halved: where the"
-        )
-        lines.append("  last bits of scores depend on the batch size, those may differ from another run's")
+        bits = "last bits of their scores may differ" if report.size_matters else "their scores are the same"
+        lines.append(f"  {receipt.halved_batches:,} runs of the model lacked memory and were halved: {bits}")
     if receipt.read_retries:
         lines.append(f"  {receipt.read_retries:,} partitions were read again after reading failed")
     lines += [f"  {column} has another type since {place}" for column, place in report.amended.items()]

@@ -21,8 +21,10 @@ domain arguments do not survive pickling between processes.
 """
 
 import difflib
+import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 _SECRETS = (
@@ -149,6 +151,22 @@ class TerminatedError(StoppedError):
     exit_code = 143
 
 
+_MORE_MEMORY = "give it more, or fewer --workers, then run the same command again"
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn a MemoryError that nobody nearer to it has told into ours.
+
+    Raises:
+        MemoryShortError: Memory ran out.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryShortError("memory ran out", _MORE_MEMORY) from error
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return a hint with the closest of `candidates`, or an empty text.
 
@@ -180,6 +198,8 @@ def raise_all(problems: Sequence[BatchserveError]) -> None:
 def from_os(error: OSError, path: str) -> BatchserveError:
     """Translate an operating system error about `path` into one of ours."""
     reason = error.strerror or str(error)
+    if error.errno == errno.ENOMEM:
+        return MemoryShortError(f"{path}: memory ran out", _MORE_MEMORY)
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{path}: {reason}", "check the path")
     if isinstance(error, PermissionError):

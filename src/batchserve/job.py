@@ -21,7 +21,16 @@ from batchserve import (
 )
 from batchserve.commit import OutputReceipt
 from batchserve.config import Job
-from batchserve.errors import DataError, OutputError, RetryError, StorageError, UsageError
+from batchserve.errors import (
+    AccessError,
+    DataError,
+    NotFoundError,
+    OutputError,
+    RetryError,
+    StorageError,
+    UsageError,
+    memory_told,
+)
 from batchserve.events import Listener
 from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
@@ -29,6 +38,7 @@ from batchserve.planning import Plan, Problems
 from batchserve.rejects import merged
 from batchserve.report import Report, rejected, shortest, where
 from batchserve.runner import Runner
+from batchserve.storage import translated_writing
 from batchserve.target import Target
 
 Amended = dict[str, Amendment]
@@ -44,6 +54,7 @@ class _Work:
     """Of the dataset that rows are appended to."""
 
 
+@memory_told()
 def plan(job: Job, given: Sequence[str], output: str | None = None) -> tuple[Plan, Target | None]:
     """Check everything that can be checked and decide everything that must be decided.
 
@@ -83,9 +94,6 @@ def _appending(sources: list[Source], found: Target) -> _Work:
     earlier = commit.receipt_of(found)
     if earlier is None:
         raise OutputError(f"{found.path}: its receipt is missing or damaged", "score it again: --overwrite")
-    before = workspace.stored(found)
-    if before and before.plan_id == earlier.plan_id:  # cut between publishing and cleaning up
-        workspace.clean(found)
     return _Work(append.new_sources(sources, earlier), found, earlier)
 
 
@@ -100,7 +108,8 @@ def _planned(job: Job, work: _Work, problems: Problems, amended: Amended) -> Pla
         asked = job
     amended = (before.amended if before else {}) | amended
     types = {name: a.becomes for name, a in amended.items()} | dict(asked.type)
-    made = planning.make(asked, work.sources, problems, types)
+    roomy = problems.attempt(lambda: runner.with_its_memory(asked), asked)
+    made = planning.make(roomy, work.sources, problems, types)
     if work.target:
         target.check_not_like_input(work.target, made)
     if work.target and work.earlier:
@@ -118,6 +127,7 @@ def _remembered(work: _Work) -> Plan | None:
     return before if before and list(before.sources) == work.sources else None
 
 
+@memory_told()
 def score(job: Job, given: Sequence[str], output: str, listener: Listener, cluster: Any = None) -> Report:
     """Score files into one output: the story of a whole job.
 
@@ -136,6 +146,7 @@ def score(job: Job, given: Sequence[str], output: str, listener: Listener, clust
     problems = Problems()
     work = _work(job, given, output, problems)
     if work.earlier and work.target and not work.sources:
+        _tidy(work.target, work.earlier)
         outcome = _Outcome(work.earlier, skipped=True)
         return _report(work.earlier.runs[-1].plan, work.target, outcome, work.earlier, started)
     amended: Amended = {}
@@ -166,7 +177,8 @@ class _Outcome:
 def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, cluster: Any) -> _Outcome:
     if finished := _finished(job, made, found):
         return _Outcome(finished, skipped=True)
-    with workspace.opened(found, made, fresh=job.fresh) as space:
+    published = work.earlier is not None and _holds(found, work.earlier)
+    with workspace.opened(found, made, fresh=job.fresh or published) as space:
         _check_still(job, found, work.earlier)
         commit.check_room(found, made, space, listener)
         crashes = _isolated(job, made, space, listener, cluster)
@@ -182,15 +194,38 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         listener.on(events.Publishing(parts=len(ordered)))
         overwrite = job.when_exists == "overwrite"
         receipt = commit.publish(found, made, space, ordered, overwrite=overwrite, earlier=work.earlier)
-        workspace.discard(found.workspace)
+        _discard(found, listener)
     return _Outcome(receipt, running.workers, running.in_place)
+
+
+def _holds(found: Target, receipt: OutputReceipt) -> bool:
+    """Whether the workspace is of a run that is published: it was cut before it had removed it."""
+    before = workspace.stored(found)
+    return before is not None and before.plan_id == receipt.plan_id
+
+
+def _tidy(found: Target, published: OutputReceipt) -> None:
+    """Remove what a run that is published left; the plan goes first, so it may be gone already."""
+    if workspace.stored(found) is None or _holds(found, published):
+        workspace.clean(found)
+
+
+def _discard(found: Target, listener: Listener) -> None:
+    """Remove the workspace of an output that is published: failing here undoes nothing."""
+    try:
+        workspace.discard(found.workspace)
+    except (StorageError, AccessError, NotFoundError, MemoryError) as error:
+        reason = getattr(error, "message", "memory ran out")
+        text = f"the output is complete; what is left of the work could not be removed: {reason}"
+        listener.on(events.Noted(text=text))
 
 
 def _isolated(job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any) -> list[crash.Crash]:
     """Score alone what an earlier run may have died of; on a cluster the scheduler does that."""
     if not runner.runs_here(job, cluster):
         return []
-    suspected = isolation.suspects(space, made.partitions)
+    with translated_writing(space.path):
+        suspected = isolation.suspects(space, made.partitions)
     return isolation.cleared(suspected, made.recipe, space, job.stall_timeout, listener)
 
 
@@ -205,9 +240,8 @@ def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
         return None
     there = commit.published(found, made)
     if there and storage.disk.is_dir(found.workspace):
-        before = workspace.stored(found)
-        same = before is not None and before.plan_id == made.plan_id and job.when_exists != "overwrite"
-        if before is None or same:
+        unplanned = workspace.stored(found) is None
+        if unplanned or (_holds(found, there) and job.when_exists != "overwrite"):
             workspace.clean(found)
             return there
     if job.when_exists == "error":

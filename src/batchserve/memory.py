@@ -56,15 +56,16 @@ def _number(path: Path) -> Iterator[int]:
         return
 
 
-def share_bytes(workers: int, asked: int | None = None) -> int:
-    """Return what one of several workers may use beyond what this process uses now.
+def share_bytes(workers: int, asked: int | None = None, processes: int = 1) -> int:
+    """Return what one of several workers may use beyond what its process uses before it works.
 
     Args:
         workers: Partitions scored at once.
         asked: The user's own limit for all of them in bytes, or None.
+        processes: How many processes they are in; each is taken to be as large as this one is now.
     """
     resident, _ = _used_bytes()
-    return max(0, int((limit_bytes(asked) - resident) * _SHARE / workers))
+    return max(0, int((limit_bytes(asked) - resident * processes) * _SHARE / workers))
 
 
 def _used_bytes() -> tuple[int, int]:
@@ -78,7 +79,7 @@ def _used_bytes() -> tuple[int, int]:
 
 
 def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> int:
-    """Halve the rows of a run until one fits, down to 64.
+    """Halve the rows of a run until one fits: multiples of 64, and only if 64 do not fit, fewer.
 
     Args:
         run: Runs the model once over so many rows; raises when memory runs out.
@@ -87,10 +88,11 @@ def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s:
         timeout_s: Seconds after which a trial counts as one that fits: it will stall later, too.
 
     Returns:
-        A multiple of 64: the first that fits, or 64.
+        The first number of rows that fits, or 1.
     """
-    while rows > _STEP_ROWS and not _fits(run, rows, share, timeout_s):
-        rows = max(_STEP_ROWS, rows // 2 // _STEP_ROWS * _STEP_ROWS)
+    while rows > 1 and not _fits(run, rows, share, timeout_s):
+        half = rows // 2
+        rows = max(half // _STEP_ROWS * _STEP_ROWS, min(half, _STEP_ROWS))
     return rows
 
 

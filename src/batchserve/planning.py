@@ -30,7 +30,7 @@ from batchserve.model import (
     session_for,
 )
 from batchserve.outputs import PLAN_KEY, Amendment
-from batchserve.proof import prove
+from batchserve.proof import prove, size_matters
 from batchserve.scoring import Recipe, padded
 
 BATCH_ROWS = 1024
@@ -157,6 +157,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     _check_clash(predictions, keep)
     if not job.rows_depend:
         prove(spec, session, predictions, tensors, batch_rows)
+    matters = signature.fixed_batch is None and size_matters(session, predictions, tensors, batch_rows)
     wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
     reading = Reading(
         schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows
@@ -165,6 +166,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     return Recipe(
         model=spec, reading=reading, binding=binding, predictions=predictions, keep=keep,
         schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
+        size_matters=matters,
     )  # fmt: skip
 
 
@@ -207,10 +209,12 @@ def _fitting(
     job: Job, spec: ModelSpec, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
 ) -> int:
     """Lower the rows of a run until all workers' runs fit into memory at once."""
-    if (job.cluster or job.scheduler) and not job.memory_limit:
-        return batch_rows  # the memory is elsewhere
+    elsewhere = bool(job.cluster or job.scheduler)
+    if elsewhere and not job.memory_limit:
+        return batch_rows
     session = session_for(spec)
-    share = memory.share_bytes(job.workers or len(os.sched_getaffinity(0)), job.memory_limit)
+    workers = job.workers or len(os.sched_getaffinity(0))
+    share = memory.share_bytes(workers, job.memory_limit, processes=workers if elsewhere else 1)
 
     def run(rows: int) -> None:
         session.run(names, {name: padded(tensor[:rows], rows) for name, tensor in tensors.items()})

@@ -63,6 +63,32 @@ def prove(
                 raise _mixed(spec, name, what)
 
 
+def size_matters(
+    session: Session | Runs, predictions: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
+) -> bool:
+    """Whether scores of the first rows change by a bit when a run has fewer rows.
+
+    Runs are all of one size, so that it does not matter; but one that lacks memory is halved.
+
+    Args:
+        session: The model.
+        predictions: The outputs to compare.
+        tensors: The first rows of the job, at least one and at most `batch_rows` are used.
+        batch_rows: The batch dimension of every run.
+    """
+    names = [prediction.output for prediction in predictions]
+    batch = {name: padded(tensor[:batch_rows], batch_rows) for name, tensor in tensors.items()}
+    plain = [_comparable(values) for values in session.run(names, batch)]
+    try:
+        for rows in {max(1, batch_rows // 2), 1}:
+            scores = session.run(names, {name: tensor[:rows] for name, tensor in batch.items()})
+            if not all(_equal(a[:rows], _comparable(b)) for a, b in zip(plain, scores, strict=True)):
+                return True
+    except ModelError:  # it takes no fewer rows, so it will not give other bits
+        return False
+    return False
+
+
 def _variants(batch: dict[str, Tensor], rows: int) -> list[tuple[str, dict[str, Tensor], Any]]:
     order = np.arange(rows)[::-1]
     permuted = {name: tensor[order] for name, tensor in batch.items()}

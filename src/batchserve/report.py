@@ -43,6 +43,11 @@ class Report:
         return self.receipt.rows_out
 
     @property
+    def size_matters(self) -> bool:
+        """Whether bits of scores were seen to depend on how many rows a run of the model has."""
+        return any(run.plan.recipe.size_matters for run in self.receipt.runs)
+
+    @property
     def rows_per_s(self) -> float:
         """Rows per second of wall time."""
         return self.rows / self.seconds if self.seconds else 0.0
@@ -68,6 +73,9 @@ class Report:
             "workers": self.workers,
             "in_place": self.in_place,
             "amended": self.amended,
+            "halved_batches": receipt.halved_batches,
+            "size_matters": self.size_matters,
+            "read_retries": receipt.read_retries,
             "skipped": self.skipped,
         }
 
@@ -184,7 +192,8 @@ def _given_as(column: str, made: Plan) -> str:
 def _independence(made: Plan) -> str:
     if made.rows_depend:
         return "may depend on each other (--rows-depend): scores hold for this batch size only"
-    return "independent: proven on the first rows"
+    bits = "; a run halved for want of memory would give other last bits"
+    return f"independent: proven on the first rows{bits if made.recipe.size_matters else ''}"
 
 
 def human_bytes(size: float) -> str:

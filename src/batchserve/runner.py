@@ -76,6 +76,21 @@ def _address(job: Job) -> str | None:
     return named.address(job.cluster)
 
 
+def with_its_memory(job: Job) -> Job:
+    """Return the job with the workers and the memory of the named cluster that it runs on.
+
+    Raises:
+        ClusterError: There is no such cluster, or it is dead.
+    """
+    if job.cluster is None or job.memory_limit:
+        return job
+    from batchserve.cluster import named
+
+    found = named.find(job.cluster)
+    memory = {"memory_limit": found.memory_limit * found.workers, "workers": found.workers}
+    return job.model_copy(update=memory)
+
+
 def runs_here(job: Job, cluster: Any = None) -> bool:
     """Whether partitions are scored in this process, by one thread or by several."""
     return not (cluster or job.cluster or job.scheduler or clusters.active_client())

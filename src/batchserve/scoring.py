@@ -42,6 +42,8 @@ class Recipe(BaseModel):
     """Rows of every single run of the model; short ones are padded."""
     limit: int | None = None
     """Records to read, or None for all."""
+    size_matters: bool = False
+    """Whether bits of scores were seen to depend on how many rows a run has."""
 
 
 in_progress: dict[str, float] = {}

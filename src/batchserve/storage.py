@@ -99,6 +99,11 @@ class Disk:
         """Return what the file `path` holds."""
         return path.read_bytes()
 
+    def head(self, path: Path, size_bytes: int) -> bytes:
+        """Return the first bytes of the file `path`."""
+        with path.open("rb") as file:
+            return file.read(size_bytes)
+
     def size_bytes(self, path: Path) -> int | None:
         """Return the size of the file `path`, or None if there is none."""
         try:

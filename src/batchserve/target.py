@@ -1,6 +1,7 @@
 """Where the output may go: checked before any work, links followed, nothing of others replaced."""
 
 import fnmatch
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from batchserve import storage
-from batchserve.errors import BatchserveError, OutputError, UsageError
+from batchserve.errors import NotFoundError, OutputError, UsageError
 from batchserve.inputs import Source
 from batchserve.outputs import PLAN_KEY
 from batchserve.planning import Plan
 from batchserve.storage import translated
 
 META_DIR = "_batchserve"
+_RECORD_BYTES = 64 << 10
+"""A record of a rejects file is shorter."""
 _DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".arrow", ".feather", ".tsv", ".txt", ".gz", ".xlsx"}
 _PARQUET_SUFFIXES = {".parquet", ".pq"}
 
@@ -72,13 +75,13 @@ def manifest(found: Target) -> Manifest:
         OutputError: It is not there or is damaged.
     """
     path = found.path / META_DIR / "manifest.json"
-    with translated(path):
-        data = storage.disk.read(path)
     try:
+        with translated(path):
+            data = storage.disk.read(path)
         return Manifest.model_validate_json(storage.unseal(data))
-    except ValueError as error:
+    except (NotFoundError, ValueError) as error:
         hint = "it is no whole dataset any more: score it again with --overwrite"
-        raise OutputError(f"{path}: is damaged", hint) from error
+        raise OutputError(f"{path}: is missing or damaged", hint) from error
 
 
 def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, if_exists: str) -> Target:
@@ -158,27 +161,60 @@ def _check_free(output: str, found: Target, if_exists: str) -> None:
 
 def taken(found: Target) -> bool:
     """Whether there is something at the target; an empty folder is nothing."""
-    if storage.disk.is_dir(found.path):
-        return bool(storage.disk.names(found.path)) or not found.dataset
-    return storage.disk.size_bytes(found.path) is not None
+    with translated(found.path):
+        if storage.disk.is_dir(found.path):
+            return bool(storage.disk.names(found.path)) or not found.dataset
+        return storage.disk.size_bytes(found.path) is not None
 
 
 def exists(output: str) -> OutputError:
     """Build the error for an output of batchserve's own that is in the way."""
-    return OutputError(f"{output}: exists", "replace it with --overwrite, or name another output")
+    return OutputError(
+        f"{output}: exists", "replace it with --overwrite, leave it with --if-exists skip, or name another"
+    )
 
 
 def published_plan_id(found: Target) -> str:
-    """Return the plan id that an existing output carries, or an empty text."""
+    """Return the plan id that an existing output carries, or an empty text.
+
+    Raises:
+        StorageError: It cannot be read just now, so nobody knows.
+    """
     try:
         return manifest(found).plan_id if found.dataset else _footer_plan_id(found.path)
-    except (OSError, ValueError, BatchserveError):
+    except (NotFoundError, OutputError, ValueError):  # there is no such file, or it is not ours
         return ""
 
 
 def _footer_plan_id(path: Path) -> str:
-    metadata = pq.read_metadata(path).metadata or {}
+    with translated(path):
+        metadata = _metadata(path).metadata or {}
     return str(metadata.get(PLAN_KEY.encode(), b"").decode())
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except OSError as error:
+        if error.errno is None:  # of Arrow, not of the system: the footer is damaged
+            raise ValueError(str(error)) from error
+        raise
+
+
+def rejects_plan_id(found: Target) -> str:
+    """Return the plan id that a rejects file carries in its first record.
+
+    Returns:
+        An empty text if there is no such file, or if it is none of ours.
+    """
+    with translated(found.rejects):
+        if storage.disk.size_bytes(found.rejects) is None:
+            return ""
+        first, _, _ = storage.disk.head(found.rejects, _RECORD_BYTES).partition(b"\n")
+    try:
+        return str(json.loads(first)["plan_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def check_not_like_input(found: Target, plan: Plan) -> None:

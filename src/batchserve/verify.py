@@ -169,7 +169,7 @@ def _paths(found: Target) -> list[Path]:
 
 
 def _rejects(found: Target, receipt: OutputReceipt) -> list[str]:
-    if receipt.rows_rejected or storage.disk.size_bytes(found.rejects) is None:
+    if receipt.rows_rejected or not target.rejects_plan_id(found):
         return []
     return [f"{found.rejects}: is there, but no row was rejected"]
 
