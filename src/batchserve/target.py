@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
@@ -188,15 +189,23 @@ def published_plan_id(found: Target) -> str:
 
 def _footer_plan_id(path: Path) -> str:
     with translated(path):
-        metadata = _metadata(path).metadata or {}
-    return str(metadata.get(PLAN_KEY.encode(), b"").decode())
+        values = metadata(path).metadata or {}
+    return str(values.get(PLAN_KEY.encode(), b"").decode())
 
 
-def _metadata(path: Path) -> pq.FileMetaData:
+def metadata(path: Path) -> pq.FileMetaData:
+    """Return the footer of a Parquet file.
+
+    Raises:
+        ValueError: It is damaged.
+        OSError: It cannot be read.
+    """
     try:
         return pq.read_metadata(path)
+    except pa.ArrowException as error:  # of many kinds: NotImplemented for an integer of 77 bits
+        raise ValueError(str(error)) from error
     except OSError as error:
-        if error.errno is None:  # of Arrow, not of the system: the footer is damaged
+        if error.errno is None:  # of Arrow, not of the system
             raise ValueError(str(error)) from error
         raise
 

@@ -154,8 +154,8 @@ def _counts(found: Target, receipt: OutputReceipt) -> Iterator[str]:
     if not receipt.rows_out == sum(p.rows_out for p in scored) == sum(g.rows for g in receipt.row_groups):
         yield "rows: those written are not those of the partitions and row groups"
     try:
-        rows = sum(pq.read_metadata(path).num_rows for path in _paths(found))
-    except (OSError, pa.ArrowInvalid, BatchserveError) as error:
+        rows = sum(target.metadata(path).num_rows for path in _paths(found))
+    except (OSError, ValueError, BatchserveError) as error:
         yield f"{found.path}: cannot be read ({error})"
         return
     if rows != receipt.rows_out:

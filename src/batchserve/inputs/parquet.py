@@ -27,7 +27,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError as error:
         with translated(path):
             raise FileNotFoundError(error.errno, "No such file", path) from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: is damaged or cut off ({error})", "fetch the file again") from error
 
 
