@@ -36,6 +36,13 @@ def extras(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Run the long forms of what proves that nothing is lost: hours; one table of figures."""
+    _install(session, "test")
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, spelling and that imports point one way."""
     _install(session, "lint")

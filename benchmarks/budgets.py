@@ -124,6 +124,12 @@ def budgets(folder: Path) -> Iterator[Budget]:
         name="sample", what="5,027 rows, whole process / importing what it needs",
         ours=ours(str(FLIGHTS / "flights.csv")), base=[sys.executable, "-c", IMPORTS], rounds=21, bar=2.0,
     )  # fmt: skip
+    done = [str(FLIGHTS / "flights.csv"), str(folder / "done.parquet"), "--model", model, "--on-null", "nan"]
+    yield Budget(
+        name="skip", what="`--if-exists skip` where all is done / `plan` of the same",
+        ours=[BATCHSERVE, "score", *done, "--if-exists", "skip"], base=[BATCHSERVE, "plan", *done, "--if-exists", "skip"],
+        rounds=11, bar=2.0,
+    )  # fmt: skip
     yield Budget(
         name="full", what="336,776 rows in 4 partitions / imports, dask.dataframe and the hand-written loop",
         ours=ours(flights(1)), base=[sys.executable, "-c", with_dask, *by_hand(flights(1))], rounds=7,

@@ -153,6 +153,32 @@ def hungry(folder: Path) -> Path:
     return _write(folder / "hungry.onnx", nodes, [_input("a", FLOAT, [None, 1])], outputs, weights)
 
 
+def endless(folder: Path, row: float = 13) -> Path:
+    """Input `a` [N, 1]; output `score` is `a`, but a run with `row` in its batch never ends."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["still"]),
+            helper.make_node("Identity", ["state"], ["next"]),
+        ],
+        "body",
+        [_input("i", INT64, []), _input("going", TensorProto.BOOL, []), _input("state", FLOAT, [None, 1])],
+        [_input("still", TensorProto.BOOL, []), _input("next", FLOAT, [None, 1])],
+    )
+    nodes = [
+        helper.make_node("Equal", ["a", "row"], ["hits"]),
+        helper.make_node("Cast", ["hits"], ["numbers"], to=FLOAT),
+        helper.make_node("ReduceMax", ["numbers"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["endless"], to=TensorProto.BOOL),
+        helper.make_node("Loop", ["trips", "endless", "a"], ["score"], body=body),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array([[row]], np.float32), "row"),
+        numpy_helper.from_array(np.array(np.iinfo(np.int64).max, np.int64), "trips"),
+    ]
+    outputs = [_input("score", FLOAT, [None, 1])]
+    return _write(folder / "endless.onnx", nodes, [_input("a", FLOAT, [None, 1])], outputs, weights)
+
+
 def fixed() -> Path:
     """Return onnxruntime's own `logreg_iris`: input [3, 2], a label and a ZipMap of probabilities."""
     from onnxruntime.datasets import get_example

@@ -80,7 +80,6 @@ class Scenario:
     def earlier(self) -> "Scenario":
         """The job that wrote the output that is there."""
         other = self.plan.model_copy(update={"rows_depend": True, "sources": (_source("old"),)})
-        other.__dict__.pop("plan_id", None)  # a copy takes along what was computed once
         return Scenario(other, self.dataset)
 
     @cached_property

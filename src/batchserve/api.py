@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from batchserve import config as configuration
 from batchserve import frames, job, report
 from batchserve.config import Options
-from batchserve.errors import UsageError
+from batchserve.errors import UsageError, redacted
 from batchserve.events import Listener, Silent
 from batchserve.outputs import Workspace
 from batchserve.planning import Plan, footer
@@ -140,7 +140,7 @@ class Preview:
         return report.plan_facts(self.plan)
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<12} {text}" for name, text in self.facts().items())
+        return redacted("\n".join(f"{name:<12} {text}" for name, text in self.facts().items()))
 
     __repr__ = __str__
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from batchserve.commit import OutputReceipt
 from batchserve.config import Job
-from batchserve.errors import OutputError, raise_all
+from batchserve.errors import OutputError, UsageError, raise_all
 from batchserve.inputs import Source
 from batchserve.inputs.inference import TYPES
 from batchserve.planning import Plan
@@ -18,8 +18,12 @@ def new_sources(sources: Sequence[Source], earlier: OutputReceipt) -> list[Sourc
     """Return the files whose rows are not in the dataset: path, size and time decide.
 
     Raises:
-        OutputError: A file was scored and has changed since; its rows would be there twice.
+        OutputError: A file was scored and has changed since; its rows would be there twice. Or
+            rows were left out by `--limit`: nobody would know of which files.
     """
+    if any(run.plan.recipe.limit for run in earlier.runs):
+        message = f"{earlier.output}: was scored with --limit, so its files may not be in it whole"
+        raise OutputError(message, "score the whole anew with --overwrite")
     known = {source.path: source for source in earlier.inputs}
     changed = [source for source in sources if known.get(source.path, source) != source]
     hint = "score the whole anew with --overwrite, or give the new rows as a file of their own"
@@ -32,13 +36,23 @@ def new_sources(sources: Sequence[Source], earlier: OutputReceipt) -> list[Sourc
     return [source for source in sources if source.path not in known]
 
 
-def as_before(job: Job, sources: Sequence[Source], earlier: OutputReceipt) -> Job:
-    """Return the job with the column types and the batch size that the dataset has."""
+def as_before(job: Job, earlier: OutputReceipt) -> Job:
+    """Return the job with the batch size that the dataset has.
+
+    Raises:
+        UsageError: Only some rows are wanted: the rest would never be scored.
+    """
+    if job.limit:
+        message = f"--limit {job.limit}: appended files count as scored, whatever is left out of them"
+        raise UsageError(message, "leave --limit out, or score into another output")
+    batch_rows = job.batch_rows or earlier.runs[-1].plan.recipe.batch_rows
+    return job.model_copy(update={"batch_rows": batch_rows})
+
+
+def types(earlier: OutputReceipt) -> dict[str, str]:
+    """Return the types of the dataset's columns, as far as a text file's column can have them."""
     recipe = earlier.runs[-1].plan.recipe
-    types = {name: word for name in recipe.keep if (word := _word(recipe.schema_.field(name).type))}
-    text = any(source.format != "parquet" for source in sources)
-    update = {"type": types | job.type if text else job.type}
-    return job.model_copy(update=update | {"batch_rows": job.batch_rows or recipe.batch_rows})
+    return {name: word for name in recipe.keep if (word := _word(recipe.schema_.field(name).type))}
 
 
 def _word(kind: pa.DataType) -> str | None:

@@ -89,23 +89,23 @@ def damaged(space: Workspace, receipts: Sequence[Receipt]) -> list[Receipt]:
 
 _OUT_PER_BYTE_IN = 0.5
 """Bytes of Parquet per byte of input that passes through; flights (CSV) took 0.40."""
-_COPIES = 2
-"""Parts, and the output made of them."""
 _HOPELESS = 4
 """Below a quarter of the estimate nothing is begun; an estimate is no more than that."""
 
 
-def check_room(found: Target, plan: Plan, space: Workspace, listener: Listener) -> None:
+def check_room(found: Target, plan: Plan, done: Sequence[Receipt], listener: Listener) -> None:
     """Estimate the space the job will need, before it starts.
 
     Raises:
         StorageError: There is not a quarter of it.
     """
     kept = len(plan.recipe.keep) / max(1, len(plan.recipe.reading.schema_))
-    copies = 1 if found.dataset else _COPIES
-    needed = int(plan.bytes_total * _OUT_PER_BYTE_IN * kept * copies)
-    with translated(space.path):
-        free = storage.disk.free_bytes(Path(space.path))
+    left_bytes = plan.bytes_total - sum(plan.partitions[r.partition].size_bytes for r in done)
+    parts = left_bytes * _OUT_PER_BYTE_IN * kept
+    output = 0 if found.dataset else parts + sum(r.size_bytes for r in done)
+    needed = int(parts + output)
+    with translated_writing(found.workspace):
+        free = storage.disk.free_bytes(found.workspace)
     words = f"{found.path.parent}: about {needed:,} bytes will be needed, {free:,} are free"
     if free * _HOPELESS < needed:
         raise StorageError(words, "free some space, or keep fewer columns: --keep")
@@ -143,7 +143,20 @@ def publish(
 def _publish_file(
     found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt], *, overwrite: bool
 ) -> OutputReceipt:
-    temporary = space.file(f"output.{uuid.uuid4().hex[:12]}.tmp")
+    with storage.scratch(space.file(f"output.{uuid.uuid4().hex[:12]}.tmp")) as temporary:
+        return _named_file(found, plan, space, receipts, temporary, overwrite=overwrite)
+
+
+def _named_file(
+    found: Target,
+    plan: Plan,
+    space: Workspace,
+    receipts: Sequence[Receipt],
+    temporary: Path,
+    *,
+    overwrite: bool,
+) -> OutputReceipt:
+    """Make the output under a temporary name, publish its receipt, and give it its own name."""
     filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
     _check_space(found, sum(r.size_bytes for r in filled))
     expected = [group for receipt in filled for group in receipt.row_groups]
@@ -237,10 +250,10 @@ def _publish_dataset(
     before = target.manifest(found) if earlier else Manifest(plan_id="", parts=())
     for part in before.parts:
         storage.disk.link(found.path / part.name, stage / part.name)
-    parts = [*before.parts, *_staged(stage, space, receipts, len(before.parts))]
-    manifest = Manifest(plan_id=plan.plan_id, parts=tuple(parts))
+    new = _staged(stage, space, receipts, len(before.parts))
+    manifest = Manifest(plan_id=plan.plan_id, parts=(*before.parts, *new))
     groups = [group for receipt in receipts for group in receipt.row_groups]
-    receipt = _summed(found, plan, receipts, groups, sum(r.size_bytes for r in receipts if r.rows_out))
+    receipt = _summed(found, plan, receipts, groups, sum(part.size_bytes for part in new))
     receipt = _joined(earlier, receipt) if earlier else receipt
     for name, model in (("manifest.json", manifest), ("receipt.json", receipt)):
         storage.write_durable(stage / META_DIR / name, storage.seal(model.model_dump_json(indent=1)))
@@ -249,6 +262,7 @@ def _publish_dataset(
     if not target.taken(found):
         storage.replace(stage, found.path)
     elif overwrite or earlier:
+        target.check_only_ours(found)
         storage.keep_mode(found.path, stage)
         storage.exchange(stage, found.path)
     else:

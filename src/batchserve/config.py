@@ -234,9 +234,20 @@ def load(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
-        values |= layer.values
+        values = _outdone(values, layer.values) | layer.values
         origins |= {key: layer.origin.replace("*", key.upper()) for key in layer.values}
+    origins = {key: origin for key, origin in origins.items() if key in values}
     return Settings(_validated(values, origins, layers), origins, path, beside)
+
+
+_RIVALS = ({"if_exists", "overwrite"}, {"cluster", "scheduler"})
+"""Keys of which one is said: a flag outdoes the other one in a file, too."""
+
+
+def _outdone(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values without those whose rival a later layer sets."""
+    outdone = {key for rivals in _RIVALS if rivals & later.keys() for key in rivals}
+    return {key: value for key, value in values.items() if key not in outdone}
 
 
 def _find(named: str | None, inputs: Sequence[str]) -> tuple[Path | None, bool]:

@@ -3,7 +3,6 @@
 Messages go to stderr, data (`--json`) to stdout.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from batchserve import events
 from batchserve.config import Settings
 from batchserve.errors import BatchserveError, redacted
 from batchserve.events import Event
+from batchserve.log import as_json
 from batchserve.meter import Meter
 from batchserve.report import Report, human_bytes
 
@@ -135,16 +135,19 @@ class Line:
 def summary_lines(report: Report) -> list[str]:
     """Return the summary: what came out, how fast, what to know."""
     receipt = report.receipt
-    files = len(receipt.inputs)
-    source = Path(receipt.inputs[0].path).name if files == 1 else f"{files:,} files"
+    files = receipt.inputs if report.skipped else receipt.runs[-1].plan.sources
+    source = Path(files[0].path).name if len(files) == 1 else f"{len(files):,} files"
     stages = receipt.seconds
     busy = max(sum(stages.values()), 1e-9)
     shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in stages.items())
     sizes = f"{human_bytes(report.bytes_in)} in, {human_bytes(report.size_bytes)} out"
     if report.skipped:
         return [f"{report.path}: nothing to do, its {report.rows:,} rows are from {source}"]
+    added = f"{report.rows_added:,} rows"
+    if len(receipt.runs) > 1:
+        added, sizes = f"{added} added", f"{report.rows:,} in all, {sizes}"
     lines = [
-        f"{report.path}: {report.rows:,} rows from {source} ({sizes})",
+        f"{report.path}: {added} from {source} ({sizes})",
         f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
     ]
     for column, count in receipt.nulls.items():
@@ -163,7 +166,7 @@ def summary_lines(report: Report) -> list[str]:
 def report_json(report: Report, settings: Settings) -> str:
     """Return the summary's facts as one JSON object."""
     config = str(settings.file) if settings.file else None
-    return json.dumps(report.facts() | {"model": settings.job.model, "config": config})
+    return as_json(report.facts() | {"model": settings.job.model, "config": config})
 
 
 def table(title: str, facts: Mapping[str, Any]) -> None:

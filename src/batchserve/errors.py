@@ -28,11 +28,11 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 _SECRETS = (
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE), r"\1***@"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*:/{1,2})[^/\s@'\"]+@", re.IGNORECASE), r"\1***@"),
     (
         re.compile(
-            r"([\w.-]*(?:secret|passw|token|signature|credential|access_?key|api_?key|account_?key"
-            r"|X-Amz-|connection_string|\bsig\b|\bsas\b)[\w.-]*=)[^&\s'\",;]+",
+            r"([\w.-]*(?:secret|passw|\bpwd\b|token|signature|credential|access_?key|api_?key|account_?key"
+            r"|X-Amz-|connection_string|\bsig\b|\bsas\b)[\w.-]*=['\"]?)[^&\s'\",;]+",
             re.IGNORECASE,
         ),
         r"\1***",
@@ -155,16 +155,20 @@ _MORE_MEMORY = "give it more, or fewer --workers, then run the same command agai
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Turn a MemoryError that nobody nearer to it has told into ours.
+def told() -> Iterator[None]:
+    """Turn what the system refuses, and nobody nearer to it has told, into ours.
 
     Raises:
-        MemoryShortError: Memory ran out.
+        BatchserveError: Memory ran out, or something is wrong with a file.
     """
     try:
         yield
     except MemoryError as error:
         raise MemoryShortError("memory ran out", _MORE_MEMORY) from error
+    except OSError as error:
+        if error.filename is None:  # not about a file: a broken connection, say
+            raise
+        raise from_os(error, str(error.filename)) from error
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

@@ -19,6 +19,14 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restarted:
+    """The process that scored died, and another begins the job again."""
+
+    cause: str
+    """In words: what became of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """The plan stands; the work is about to start."""
 
@@ -94,6 +102,7 @@ class Publishing:
 
 Event = (
     Started
+    | Restarted
     | Planned
     | RowsScored
     | PartitionScored

@@ -9,7 +9,7 @@ import pyarrow as pa
 from batchserve import binding, codec, inputs, planning, scoring
 from batchserve.binding import Wish
 from batchserve.config import Job
-from batchserve.errors import DataError, UsageError
+from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition
 from batchserve.model import Signature, identify, operators, session_for
 from batchserve.planning import Plan
@@ -131,7 +131,7 @@ class Model:
     def __repr__(self) -> str:
         ports = [f"  in   {port}" for port in self.signature.inputs]
         ports += [f"  out  {port}" for port in self.signature.outputs]
-        return "\n".join([f"Model({self._spec.path!r})", *ports])
+        return redacted("\n".join([f"Model({self._spec.path!r})", *ports]))
 
 
 _SAMPLE_ROWS = 4096

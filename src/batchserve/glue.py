@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pq_glue
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchserve import storage
@@ -65,14 +66,20 @@ def _inspected(path: Path) -> tuple[list[RowGroup], str]:
     Raises:
         StorageError: The file cannot be read back.
     """
+    try:
+        return _read_back(path)
+    except MemoryError:  # Arrow's own is one of its exceptions too
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{path}: cannot be read back ({error})", "run the same command again") from error
+
+
+def _read_back(path: Path) -> tuple[list[RowGroup], str]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file, path.open("rb") as raw:
         count = file.metadata.num_row_groups
         groups = [_row_group(file.metadata.row_group(i), raw) for i in range(count)]
-        try:
-            for i in {0, count - 1} if count else ():
-                file.read_row_group(i, use_threads=False)
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{path}: cannot be read back ({error})", "run it again") from error
+        for i in {0, count - 1} if count else ():
+            file.read_row_group(i, use_threads=False)
         end = _MAGIC_BYTES + sum(group.size_bytes for group in groups)
         return groups, storage.range_sha256(raw, end, path.stat().st_size)
 

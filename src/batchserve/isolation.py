@@ -5,7 +5,6 @@ first, where it can do no harm to others; only what dies alone, too, is blamed. 
 stays, so the next run will isolate it again.
 """
 
-import ctypes
 import os
 import pickle
 import re
@@ -13,9 +12,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from batchserve import crash, events, scoring, storage
+from batchserve import crash, events, lifetime, scoring, storage
 from batchserve.errors import BatchserveError
 from batchserve.events import Listener
 from batchserve.inputs import Partition
@@ -23,8 +24,6 @@ from batchserve.outputs import Receipt, Workspace
 from batchserve.scoring import Recipe
 
 _ATTEMPT = re.compile(r"(p\d{6}(?:-from\d+)?)\.[0-9a-f]{12}\.parquet")
-_KILLED_TRIES = 2
-"""SIGKILL may have been somebody's, or meant for another process that ate the memory."""
 
 
 def suspects(space: Workspace, partitions: Sequence[Partition]) -> list[Partition]:
@@ -40,15 +39,16 @@ def _names(space: Workspace) -> list[str]:
 
 def cleared(
     suspected: Sequence[Partition], recipe: Recipe, space: Workspace, timeout_s: float | None,
-    listener: Listener,
+    workers: int, listener: Listener,
 ) -> list[crash.Crash]:  # fmt: skip
-    """Score suspects one at a time, each in a process of its own.
+    """Score suspects, each in a process of its own; one that dies is scored once more, with no other.
 
     Args:
         suspected: What to score.
         recipe: How.
         space: Where parts and receipts go.
         timeout_s: Seconds after which a run of the model is stopped, or None.
+        workers: How many are scored at once.
         listener: Told which partitions are suspected.
 
     Returns:
@@ -61,21 +61,16 @@ def cleared(
         return []
     cause = "an earlier run was cut while it scored"
     listener.on(events.Suspected(places=tuple(p.place for p in suspected), cause=cause))
-    found = [_crash(partition, recipe, space, timeout_s) for partition in suspected]
-    return [each for each in found if each]
+    scored = partial(_died, recipe, space, timeout_s)
+    with ThreadPoolExecutor(workers) as pool:
+        died = [p for p, number in zip(suspected, pool.map(scored, suspected), strict=True) if number]
+    return [crash.by_signal(p, number) for p in died if (number := scored(p))]
 
 
-def _crash(
-    partition: Partition, recipe: Recipe, space: Workspace, timeout_s: float | None
-) -> crash.Crash | None:
-    """Score one partition alone; return its crash if its process died."""
-    number = 0
-    for _ in range(_KILLED_TRIES):
-        _drop_attempts(partition, space)
-        number = _alone(pickle.dumps((partition, recipe, space, timeout_s)))
-        if number != signal.SIGKILL:
-            break
-    return crash.by_signal(partition, number) if number else None
+def _died(recipe: Recipe, space: Workspace, timeout_s: float | None, partition: Partition) -> int:
+    """Score one partition in a process of its own; return the signal that ended it, or 0."""
+    _drop_attempts(partition, space)
+    return _alone(pickle.dumps((partition, recipe, space, timeout_s)))
 
 
 def _drop_attempts(partition: Partition, space: Workspace) -> None:
@@ -99,14 +94,6 @@ def _alone(work: bytes) -> int:
     return 0
 
 
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends (Linux, PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _result(work: bytes) -> Receipt | BatchserveError:
     partition, recipe, space, timeout_s = pickle.loads(work)  # noqa: S301  from our own parent
     try:
@@ -118,7 +105,7 @@ def _result(work: bytes) -> Receipt | BatchserveError:
 def _main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
-    die_with(int(sys.argv[1]))
+    lifetime.end_with(int(sys.argv[1]))
     sys.stdout.buffer.write(pickle.dumps(_result(sys.stdin.buffer.read())))
 
 

@@ -1,9 +1,10 @@
 """The story on one page: plan -> open cluster -> run -> publish -> report."""
 
+import os
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchserve import (
@@ -29,7 +30,7 @@ from batchserve.errors import (
     RetryError,
     StorageError,
     UsageError,
-    memory_told,
+    told,
 )
 from batchserve.events import Listener
 from batchserve.inputs import Source, files
@@ -38,7 +39,7 @@ from batchserve.planning import Plan, Problems
 from batchserve.rejects import merged
 from batchserve.report import Report, rejected, shortest, where
 from batchserve.runner import Runner
-from batchserve.storage import translated_writing
+from batchserve.storage import translated, translated_writing
 from batchserve.target import Target
 
 Amended = dict[str, Amendment]
@@ -54,7 +55,7 @@ class _Work:
     """Of the dataset that rows are appended to."""
 
 
-@memory_told()
+@told()
 def plan(job: Job, given: Sequence[str], output: str | None = None) -> tuple[Plan, Target | None]:
     """Check everything that can be checked and decide everything that must be decided.
 
@@ -68,6 +69,9 @@ def plan(job: Job, given: Sequence[str], output: str | None = None) -> tuple[Pla
     """
     problems = Problems()
     work = _work(job, given, output, problems)
+    if nothing := _nothing_new(job, work, problems):
+        plan = nothing.runs[-1].plan
+        return plan.model_copy(update={"sources": (), "partitions": ()}), work.target
     return _planned(job, work, problems, {}), work.target
 
 
@@ -97,11 +101,24 @@ def _appending(sources: list[Source], found: Target) -> _Work:
     return _Work(append.new_sources(sources, earlier), found, earlier)
 
 
+def _nothing_new(job: Job, work: _Work, problems: Problems) -> OutputReceipt | None:
+    """Return the receipt of a dataset that has the rows of all files already, else None.
+
+    Raises:
+        BatchserveError: Something is wrong all the same: a night without files must not hide it.
+    """
+    if work.earlier is None or work.sources:
+        return None
+    problems.attempt(lambda: planning.named_model(job), None)
+    problems.check()
+    return work.earlier
+
+
 def _planned(job: Job, work: _Work, problems: Problems, amended: Amended) -> Plan:
     """Make the plan; what an earlier run of the same files found out is kept."""
     before = _remembered(work) if work.target and not job.fresh else None
     if work.earlier:
-        asked = append.as_before(job, work.sources, work.earlier)
+        asked = append.as_before(job, work.earlier)
     elif before and before.batch_rows_asked == job.batch_rows:
         asked = job.model_copy(update={"batch_rows": before.recipe.batch_rows})
     else:
@@ -109,7 +126,8 @@ def _planned(job: Job, work: _Work, problems: Problems, amended: Amended) -> Pla
     amended = (before.amended if before else {}) | amended
     types = {name: a.becomes for name, a in amended.items()} | dict(asked.type)
     roomy = problems.attempt(lambda: runner.with_its_memory(asked), asked)
-    made = planning.make(roomy, work.sources, problems, types)
+    hints = append.types(work.earlier) if work.earlier else {}
+    made = planning.make(roomy, work.sources, problems, types, hints)
     if work.target:
         target.check_not_like_input(work.target, made)
     if work.target and work.earlier:
@@ -127,7 +145,7 @@ def _remembered(work: _Work) -> Plan | None:
     return before if before and list(before.sources) == work.sources else None
 
 
-@memory_told()
+@told()
 def score(job: Job, given: Sequence[str], output: str, listener: Listener, cluster: Any = None) -> Report:
     """Score files into one output: the story of a whole job.
 
@@ -145,10 +163,32 @@ def score(job: Job, given: Sequence[str], output: str, listener: Listener, clust
     listener.on(events.Started(run_id=uuid.uuid4().hex[:12], output=output))
     problems = Problems()
     work = _work(job, given, output, problems)
-    if work.earlier and work.target and not work.sources:
-        _tidy(work.target, work.earlier)
-        outcome = _Outcome(work.earlier, skipped=True)
-        return _report(work.earlier.runs[-1].plan, work.target, outcome, work.earlier, started)
+    nothing = _nothing_new(job, work, problems)
+    if nothing and work.target:
+        _tidy(work.target, nothing)
+        outcome = _Outcome(nothing, skipped=True)
+        return _report(nothing.runs[-1].plan, work.target, outcome, nothing, started)
+    if cut := _cut_append(work):
+        _scored(job, cut, Problems(), listener, cluster)
+        work = _work(job, given, output, problems)
+    made, outcome = _scored(job, work, problems, listener, cluster)
+    if work.target is None or outcome.receipt is None:
+        raise UsageError("no output is named", "say where the rows go")
+    return _report(made, work.target, outcome, outcome.receipt, started)
+
+
+def _cut_append(work: _Work) -> _Work | None:
+    """Return the work of an append that was cut before other files came: it is finished first."""
+    before = workspace.stored(work.target) if work.earlier and work.target else None
+    if before is None or not set(before.sources) < set(work.sources):
+        return None
+    return replace(work, sources=list(before.sources))
+
+
+def _scored(
+    job: Job, work: _Work, problems: Problems, listener: Listener, cluster: Any
+) -> tuple[Plan, "_Outcome"]:
+    """Plan and run, and begin anew for as long as column types must be amended."""
     amended: Amended = {}
     while True:
         made = _planned(job, work, problems, amended)
@@ -156,7 +196,7 @@ def score(job: Job, given: Sequence[str], output: str, listener: Listener, clust
             raise UsageError("no output is named", "say where the rows go")
         outcome = _run(job, made, work, work.target, listener, cluster)
         if outcome.receipt:
-            return _report(made, work.target, outcome, outcome.receipt, started)
+            return made, outcome
         amended |= outcome.amended
         places = {name: where(a.place, made.sources) for name, a in outcome.amended.items()}
         listener.on(events.Amended(columns=places))
@@ -172,6 +212,8 @@ class _Outcome:
     amended: Amended = field(default_factory=dict)
     skipped: bool = False
     """True when the output was there already."""
+    rows_before: int = 0
+    """Rows of partitions that an earlier, interrupted run of the same plan had scored."""
 
 
 def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, cluster: Any) -> _Outcome:
@@ -179,8 +221,11 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         return _Outcome(finished, skipped=True)
     published = work.earlier is not None and _holds(found, work.earlier)
     with workspace.opened(found, made, fresh=job.fresh or published) as space:
+        if job.when_exists == "skip" and (there := commit.published(found, made)):
+            workspace.discard(found.workspace)  # another process has done it, while this one waited
+            return _Outcome(there, skipped=True)
         _check_still(job, found, work.earlier)
-        commit.check_room(found, made, space, listener)
+        commit.check_room(found, made, workspace.done(space, made.partitions), listener)
         crashes = _isolated(job, made, space, listener, cluster)
         done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
         avoided = frozenset(each.partition.index for each in crashes)
@@ -195,7 +240,8 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         overwrite = job.when_exists == "overwrite"
         receipt = commit.publish(found, made, space, ordered, overwrite=overwrite, earlier=work.earlier)
         _discard(found, listener)
-    return _Outcome(receipt, running.workers, running.in_place)
+    rows_before = sum(receipt.rows_out for receipt in done)
+    return _Outcome(receipt, running.workers, running.in_place, rows_before=rows_before)
 
 
 def _holds(found: Target, receipt: OutputReceipt) -> bool:
@@ -226,7 +272,8 @@ def _isolated(job: Job, made: Plan, space: Workspace, listener: Listener, cluste
         return []
     with translated_writing(space.path):
         suspected = isolation.suspects(space, made.partitions)
-    return isolation.cleared(suspected, made.recipe, space, job.stall_timeout, listener)
+        workers = job.workers or len(os.sched_getaffinity(0))
+        return isolation.cleared(suspected, made.recipe, space, job.stall_timeout, workers, listener)
 
 
 def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
@@ -239,7 +286,9 @@ def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
     if not target.taken(found) or job.when_exists == "append":
         return None
     there = commit.published(found, made)
-    if there and storage.disk.is_dir(found.workspace):
+    with translated(found.workspace):
+        left = storage.disk.is_dir(found.workspace)
+    if there and left:
         unplanned = workspace.stored(found) is None
         if unplanned or (_holds(found, there) and job.when_exists != "overwrite"):
             workspace.clean(found)
@@ -289,11 +338,11 @@ def _collected(
         )
     )  # fmt: skip
     for receipt in receipts.values():
-        listener.on(_scored(receipt, resumed=True))
+        listener.on(_told(receipt, resumed=True))
     amending = False
     for receipt in running.score(todo):
         receipts[receipt.partition] = receipt
-        listener.on(_scored(receipt))
+        listener.on(_told(receipt))
         amending = amending or bool(receipt.facts.amendments)
         if amending and chain.amendments(made.partitions, receipts):
             return receipts
@@ -304,7 +353,7 @@ def _collected(
     return receipts
 
 
-def _scored(receipt: Receipt, *, resumed: bool = False) -> events.PartitionScored:
+def _told(receipt: Receipt, *, resumed: bool = False) -> events.PartitionScored:
     facts = receipt.facts
     return events.PartitionScored(
         index=receipt.partition, rows_in=facts.rows_in, rows_rejected=facts.rows_rejected,
@@ -347,5 +396,5 @@ def _report(made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt
         workers=outcome.workers, in_place=outcome.in_place, seconds=time.perf_counter() - started,
         bytes_in=sum(source.size_bytes for source in receipt.inputs), size_bytes=receipt.size_bytes,
         amended={name: where(a.place, made.sources) for name, a in made.amended.items()},
-        skipped=outcome.skipped,
+        skipped=outcome.skipped, rows_before=outcome.rows_before,
     )  # fmt: skip

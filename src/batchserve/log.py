@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from batchserve.errors import BatchserveError, redacted
+from batchserve.errors import BatchserveError, UsageError, redacted
 from batchserve.events import Event, PartitionScored, RowsScored
 from batchserve.meter import Meter
 from batchserve.storage import translated
@@ -17,21 +19,40 @@ from batchserve.storage import translated
 MINUTE_S = 60.0
 
 
+def as_json(facts: dict[str, Any]) -> str:
+    """Return one JSON object; secrets are taken out of every text in it.
+
+    Of the texts and not of the JSON, where a backslash before a quote would be taken along.
+    """
+    return json.dumps(_redacted(facts))
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {redacted(name): _redacted(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(each) for each in value]
+    return redacted(value) if isinstance(value, str) else value
+
+
 class Log:
     """A listener that appends what happens to a file, one JSON object a line.
 
     Every line has `time` (UTC), `run_id` and `event`, and the fields of the event; once a minute
-    `event` is `progress`, with rows, rate, rejects and the oldest running partition.
+    `event` is `progress`, with rows, rate, rejects and the oldest running partition. Nothing
+    comes after the last line of a run; that it cannot be written undoes nothing.
 
     Raises:
-        BatchserveError: The file cannot be written.
+        BatchserveError: The file cannot be written, or is no log.
     """
 
     def __init__(self, path: str) -> None:
-        with translated(path):
-            self._file = Path(path).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed by `close`
+        self._path = Path(path)
         self._meter = Meter()
         self._lock = threading.Lock()
+        self._over = False
+        with translated(path):
+            self._append(b"\n" if _is_torn(self._path) else b"")
 
     def on(self, event: Event) -> None:
         """Write the event; rows inside a partition and those of an earlier run are left out."""
@@ -46,21 +67,45 @@ class Log:
 
     def finished(self, facts: dict[str, Any]) -> None:
         """Write the last line of a run that ended well."""
-        self._write("finished", facts)
+        self._end("finished", facts)
 
     def failed(self, error: BatchserveError) -> None:
         """Write the last line of a run that ended otherwise."""
-        self._write("failed", {"exit_code": error.exit_code, "error": error.message, "hint": error.hint})
+        self._end("failed", {"exit_code": error.exit_code, "error": error.message, "hint": error.hint})
+
+    def _end(self, event: str, facts: dict[str, Any]) -> None:
+        with suppress(BatchserveError):  # the run ended as it did, whatever becomes of the log
+            self._write(event, facts)
+        self._over = True
 
     def _write(self, event: str, facts: dict[str, Any]) -> None:
         head = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run_id": self._meter.run_id}
-        line = json.dumps(head | {"event": event} | facts)
-        with self._lock:
-            self._file.write(redacted(line) + "\n")
+        line = as_json(head | {"event": event} | facts) + "\n"
+        with self._lock, translated(self._path):
+            if not self._over:  # a minute may be up in the very moment the run ends
+                self._append(line.encode())
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def _append(self, data: bytes) -> None:
+        """Append in one call, as runs may share a log; to the file of that name now, as logs are rotated."""
+        with self._path.open("ab", buffering=0) as file:
+            if data:
+                file.write(data)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a log ends within a line, as a full disk leaves it.
+
+    Raises:
+        UsageError: It is a file of another kind, an input say, and is not to be appended to.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        if not file.readline().startswith(b'{"time": "'):
+            message = f"--log-json {path}: is no log, and lines are appended to it"
+            raise UsageError(message, "name another file")
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _snake(name: str) -> str:
@@ -78,7 +123,8 @@ class MinuteHand:
     def _turn(self) -> None:
         while not self._over.wait(MINUTE_S):
             for call in self._calls:
-                call()
+                with suppress(BatchserveError):  # a full disk, which the next event meets, too
+                    call()
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -9,7 +9,10 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from batchserve import lifetime
 
 _STEP_ROWS = 64
 _SHARE = 0.8
@@ -19,17 +22,13 @@ _POLL_S = 0.002
 
 
 def limit_bytes(asked: int | None = None) -> int:
-    """Return the memory that this process may use: the least of all limits in force.
+    """Return the memory that this process may use: the least of all limits on what is resident.
 
     Args:
         asked: The user's own limit in bytes, or None.
     """
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    space = resource.getrlimit(resource.RLIMIT_AS)[0]
-    limits = [physical, *_group_limits()]
-    limits += [asked] if asked else []
-    limits += [space] if space != resource.RLIM_INFINITY else []
-    return min(limits)
+    return min([physical, *_group_limits(), *([asked] if asked else [])])
 
 
 def _group_limits() -> Iterator[int]:
@@ -64,8 +63,12 @@ def share_bytes(workers: int, asked: int | None = None, processes: int = 1) -> i
         asked: The user's own limit for all of them in bytes, or None.
         processes: How many processes they are in; each is taken to be as large as this one is now.
     """
-    resident, _ = _used_bytes()
-    return max(0, int((limit_bytes(asked) - resident * processes) * _SHARE / workers))
+    resident, virtual = _used_bytes()
+    left = limit_bytes(asked) - resident * processes
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if space != resource.RLIM_INFINITY:
+        left = min(left, space - virtual)
+    return max(0, int(left * _SHARE / workers))
 
 
 def _used_bytes() -> tuple[int, int]:
@@ -98,28 +101,43 @@ def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s:
 
 def _fits(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> bool:
     """Whether a run ends in a child that may take `share` more bytes; other failures show later."""
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
-        os._exit(_tried(run, rows, share))
+        os._exit(_tried(run, rows, share, parent))
+    try:
+        return _ended(child, timeout_s) in {0, None}
+    except BaseException:  # Ctrl-C, say
+        _kill(child)
+        raise
+
+
+def _ended(child: int, timeout_s: float) -> int | None:
+    """Wait for a child; return its exit code, or None if it took too long and was killed."""
     deadline = time.monotonic() + timeout_s
-    while True:
+    while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            code = os.waitstatus_to_exitcode(status)
-            return code == 0
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return True
+            return os.waitstatus_to_exitcode(status)
         time.sleep(_POLL_S)
+    _kill(child)
+    return None
 
 
-def _tried(run: Callable[[int], object], rows: int, share: int) -> int:
+def _kill(child: int) -> None:
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _tried(run: Callable[[int], object], rows: int, share: int, parent: int) -> int:
     """Run under the limit, in the child; return its exit code: 1 if memory ran out."""
     try:
+        lifetime.end_with(parent)
         _, virtual = _used_bytes()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (virtual + share, hard))
+        most = virtual + share if hard == resource.RLIM_INFINITY else min(virtual + share, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
         run(rows)
     except BaseException as error:  # noqa: BLE001  nothing may leave the child
         from batchserve.errors import MemoryShortError

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from batchserve import watch
-from batchserve.errors import MemoryShortError, ModelError, NotFoundError, StallError
+from batchserve.errors import BatchserveError, MemoryShortError, ModelError, NotFoundError
 from batchserve.storage import file_sha256, translated
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def translated_errors(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ModelError, StallError):
+    except BatchserveError:
         raise
     except Exception as error:
         if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):

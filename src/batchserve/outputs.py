@@ -108,12 +108,11 @@ def committed(workspace: Workspace, name: str) -> Receipt | None:
 class PartWriter:
     """Collects rows into row groups of a new Parquet file."""
 
-    def __init__(self, workspace: Workspace, name: str, schema: pa.Schema) -> None:
+    def __init__(self, workspace: Workspace, name: str, schema: pa.Schema, sink: storage.Sink) -> None:
         self._workspace = workspace
         self._name = name
         self._schema = schema.with_metadata(dict(workspace.footer))
-        attempt = f"{name}.{uuid.uuid4().hex[:12]}.parquet"
-        self._sink = storage.Sink(workspace.file(attempt))
+        self._sink = sink
         self._writer = pq.ParquetWriter(
             self._sink, self._schema, compression=COMPRESSION, use_dictionary=dictionaries(schema),
             write_page_checksum=True,
@@ -168,20 +167,16 @@ class PartWriter:
         self._sink.discard()
         return committed(self._workspace, self._name) or receipt
 
-    def discard(self) -> None:
-        """Remove the unfinished file, whatever state the writer is in."""
-        self._sink.discard()
-
 
 @contextmanager
 def open_part(workspace: Workspace, name: str, schema: pa.Schema) -> Iterator[PartWriter]:
     """Open a new part; if the block fails before `commit`, nothing of it is left."""
     with translated_writing(workspace.path):
-        part = PartWriter(workspace, name, schema)
+        sink = storage.Sink(workspace.file(f"{name}.{uuid.uuid4().hex[:12]}.parquet"))
         try:
-            yield part
+            yield PartWriter(workspace, name, schema, sink)
         except BaseException:
-            part.discard()
+            sink.discard()
             raise
 
 

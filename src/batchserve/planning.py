@@ -6,9 +6,9 @@ of the model and the output, how the run is shown).
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,14 @@ from batchserve import __version__, codec, inputs, memory
 from batchserve.binding import Binding, Wish, bind
 from batchserve.codec import Prediction
 from batchserve.config import Job
-from batchserve.errors import BatchserveError, ModelError, UsageError, did_you_mean, raise_all
+from batchserve.errors import (
+    BatchserveError,
+    ModelError,
+    StallError,
+    UsageError,
+    did_you_mean,
+    raise_all,
+)
 from batchserve.inputs import Look, Partition, Reading, Source
 from batchserve.model import (
     ModelSpec,
@@ -32,6 +39,7 @@ from batchserve.model import (
 from batchserve.outputs import PLAN_KEY, Amendment
 from batchserve.proof import prove, size_matters
 from batchserve.scoring import Recipe, padded
+from batchserve.storage import patiently
 
 BATCH_ROWS = 1024
 """Rows per run of the model. Tree and one-hot models ran twice as fast at 1,024 to 4,096 as at
@@ -65,6 +73,12 @@ class Plan(BaseModel, frozen=True):
         content = self.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy; the id is computed anew, as pydantic would take it along."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("plan_id", None)
+        return copy
+
     @property
     def bytes_total(self) -> int:
         """Input bytes of all partitions."""
@@ -90,7 +104,9 @@ class Problems:
         raise_all(self._problems)
 
 
-def make(job: Job, sources: Sequence[Source], problems: Problems, types: dict[str, str]) -> Plan:
+def make(
+    job: Job, sources: Sequence[Source], problems: Problems, types: dict[str, str], hints: dict[str, str]
+) -> Plan:
     """Look at the model and the files and decide everything.
 
     Args:
@@ -98,20 +114,25 @@ def make(job: Job, sources: Sequence[Source], problems: Problems, types: dict[st
         sources: The input files in order.
         problems: What was found wrong so far; raised together with what is found here.
         types: Column types: the user's and those amended.
+        hints: Column types to begin with: those of the dataset that rows are appended to.
 
     Raises:
         BatchserveError: Every problem that can be seen before work starts.
     """
     nothing = ModelSpec(path="", sha256="")
-    spec = problems.attempt(lambda: _named_model(job), nothing)
+    spec = problems.attempt(lambda: named_model(job), nothing)
     if spec != nothing:
         problems.attempt(lambda: session_for(spec), None)
     empty = Look(pa.schema([]), codec.empty_batch(pa.schema([])))
     look = empty
     if sources:
-        look = problems.attempt(lambda: inputs.look(sources, infer=job.infer, types=types), empty)
+        looked = partial(inputs.look, sources, infer=job.infer, types=types, hints=hints)
+        look = problems.attempt(lambda: patiently(lambda _: looked()), empty)
     problems.check()
-    recipe = recipe_for(job, spec, look, tuple(types))
+    try:
+        recipe = recipe_for(job, spec, look, tuple(types))
+    except StallError as error:
+        raise StallError(f"{spec.path}, on the first rows: {error.message}", error.hint) from error
     partitions = _partitions(job, sources)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
@@ -119,7 +140,13 @@ def make(job: Job, sources: Sequence[Source], problems: Problems, types: dict[st
     )  # fmt: skip
 
 
-def _named_model(job: Job) -> ModelSpec:
+def named_model(job: Job) -> ModelSpec:
+    """Return the model that the job names.
+
+    Raises:
+        UsageError: It names none.
+        NotFoundError: There is no such file.
+    """
     if not job.model:
         raise UsageError(
             "no model is named", "say --model PATH, set BATCHSERVE_MODEL, or put model = in batchserve.toml"

@@ -36,6 +36,8 @@ class Report:
     """Columns that became text (or double) on the way, with the place that showed it."""
     skipped: bool = False
     """True when there was nothing to do: the output was there, of this very plan."""
+    rows_before: int = 0
+    """Rows of partitions that an earlier, interrupted run of the same plan had scored."""
 
     @property
     def rows(self) -> int:
@@ -49,8 +51,13 @@ class Report:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows per second of wall time."""
-        return self.rows / self.seconds if self.seconds else 0.0
+        """Rows scored now, per second of wall time."""
+        return (self.rows_added - self.rows_before) / self.seconds if self.seconds else 0.0
+
+    @property
+    def rows_added(self) -> int:
+        """Rows that this job added to the output: all of them, unless it was appended to."""
+        return sum(scored.rows_out for scored in self.receipt.runs[-1].scored)
 
     def facts(self) -> dict[str, Any]:
         """Return everything as values that JSON knows."""
@@ -61,6 +68,7 @@ class Report:
             "model_sha256": receipt.model_sha256,
             "rows_in": receipt.rows_in,
             "rows_out": receipt.rows_out,
+            "rows_added": 0 if self.skipped else self.rows_added,
             "rows_rejected": receipt.rows_rejected,
             "nulls": receipt.nulls,
             "null_rules": receipt.null_rules,

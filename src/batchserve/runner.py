@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from threading import Event
 from typing import Any, Self
 
@@ -119,10 +120,12 @@ class _HeadStart:
         self._pool = ThreadPoolExecutor(1)
         self._stopped = Event()
         self._taken: list[Partition] = []
-        self._receipts = self._pool.submit(self._score) if partitions else None
+        self._done: SimpleQueue[Receipt] = SimpleQueue()
+        self._work = self._pool.submit(self._score) if partitions else None
 
-    def _score(self) -> list[Receipt]:
-        return [self._score_one(partition) for partition in self._first()]
+    def _score(self) -> None:
+        for partition in self._first():
+            self._done.put(self._score_one(partition))
 
     def _first(self) -> Iterator[Partition]:
         for partition in self._partitions:
@@ -136,12 +139,17 @@ class _HeadStart:
         self._stopped.set()
         return {partition.index for partition in self._taken}
 
-    def receipts(self) -> list[Receipt]:
-        """Wait for the partitions taken and return their receipts, once."""
-        receipts, self._receipts = self._receipts, None
-        scored = receipts.result() if receipts else []
+    def receipts(self) -> Iterator[Receipt]:
+        """Give the receipts that are there and were not given yet."""
+        while not self._done.empty():
+            yield self._done.get()
+
+    def last_receipts(self) -> Iterator[Receipt]:
+        """Wait for the partitions taken, and give the receipts that are left."""
+        if self._work:
+            self._work.result()
         self._taken.clear()  # asked for again, they are scored again
-        return scored
+        yield from self.receipts()
 
     def __enter__(self) -> Self:
         return self
@@ -149,8 +157,8 @@ class _HeadStart:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Take no further partition; a job that is stopped lets the running one finish, for a while."""
         self._stopped.set()
-        if self._receipts and kind is not None and issubclass(kind, StoppedError):
-            wait([self._receipts], timeout=STOP_TIMEOUT_S)
+        if self._work and kind is not None and issubclass(kind, (StoppedError, GeneratorExit)):
+            wait([self._work], timeout=STOP_TIMEOUT_S)
         self._pool.shutdown(wait=False)
 
 
@@ -163,10 +171,11 @@ def _on_cluster(  # noqa: PLR0913, PLR0917  what a job is made of
     taken = head_start.stop()
     wanted = {partition.index for partition in partitions}
     rest = [p for p in partitions if p.redone or p.index not in taken]
+    yield from (receipt for receipt in head_start.receipts() if receipt.partition in wanted)
     yield from graph.run(
         engine.client, rest, made.recipe, space, len(made.partitions), listener, job.stall_timeout
     )
-    yield from (receipt for receipt in head_start.receipts() if receipt.partition in wanted)
+    yield from (receipt for receipt in head_start.last_receipts() if receipt.partition in wanted)
 
 
 def where_it_runs(job: Job, made: Plan) -> str:

@@ -3,7 +3,6 @@
 read -> bind -> run -> encode -> write part -> receipt
 """
 
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from batchserve import codec, inputs, outputs
 from batchserve.binding import Binding
 from batchserve.codec import Encoded, Misfit, Prediction
-from batchserve.errors import MemoryShortError, StallError, TransientError
+from batchserve.errors import MemoryShortError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Extent, Partition, Reading, TypeMisfit
 from batchserve.model import ModelSpec, Runs, Session, Tensor, session_for
 from batchserve.outputs import Amendment, Facts, Receipt, Workspace
 from batchserve.rejects import Reject, Rejects
+from batchserve.storage import patiently
 
 
 class Recipe(BaseModel):
@@ -44,13 +44,6 @@ class Recipe(BaseModel):
     """Records to read, or None for all."""
     size_matters: bool = False
     """Whether bits of scores were seen to depend on how many rows a run has."""
-
-
-in_progress: dict[str, float] = {}
-"""Names of the partitions that this process is scoring, and when each began (monotonic)."""
-
-_RETRIES = 4
-_FIRST_DELAY_S = 0.5
 
 
 def score_partition(
@@ -81,21 +74,13 @@ def score_partition(
     """
     if receipt := outputs.committed(workspace, partition.name):
         return receipt
-    in_progress[partition.name] = time.monotonic()
     try:
-        for retries in range(_RETRIES):
-            try:
-                return _attempt(partition, recipe, workspace, tick, stall_timeout_s, retries)
-            except TransientError:
-                time.sleep(_FIRST_DELAY_S * 2**retries * random.uniform(0.5, 1.5))  # noqa: S311  jitter
-        return _attempt(partition, recipe, workspace, tick, stall_timeout_s, _RETRIES)
+        return patiently(partial(_attempt, partition, recipe, workspace, tick, stall_timeout_s))
     except (MemoryShortError, StallError) as error:
         raise type(error)(f"{partition.place}: {error.message}", error.hint) from error
     except MemoryError as error:
         hint = "give it more, or fewer --workers, or a smaller --partition-size"
         raise MemoryShortError(f"{partition.place}: memory ran out", hint) from error
-    finally:
-        in_progress.pop(partition.name, None)
 
 
 def _attempt(

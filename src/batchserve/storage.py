@@ -13,14 +13,16 @@ import errno
 import fcntl
 import hashlib
 import os
+import random
+import shlex
 import stat
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, TextIO, TypeVar
 
 from batchserve.errors import BatchserveError, OutputError, RetryError, StorageError, TransientError, from_os
 
@@ -68,8 +70,10 @@ class Disk:
         libc = ctypes.CDLL(None, use_errno=True)
         swap = getattr(libc, "renameat2", None) if sys.platform == "linux" else None
         names = os.fsencode(first), os.fsencode(second)
-        if swap is None or swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
-            number = ctypes.get_errno() or errno.ENOSYS
+        if swap is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        if swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+            number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
     def make_dir(self, path: Path) -> None:
@@ -174,9 +178,32 @@ def transient_reading(path: Path | str) -> Iterator[None]:
     except (OSError, BatchserveError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError) and cause.errno in _TRANSIENT:
-            message = f"{path}: cannot be read ({cause.strerror or cause})"
+            named = error.message.partition(": ")[0] if isinstance(error, BatchserveError) else path
+            message = f"{named}: cannot be read ({cause.strerror or cause})"
             raise TransientError(message, "check the disk or the network, then run it again") from error
         raise
+
+
+_RETRIES = 4
+_FIRST_DELAY_S = 0.5
+T = TypeVar("T")
+
+
+def patiently(read: Callable[[int], T]) -> T:
+    """Read, and where that fails in a way that may pass, again: four times, after longer and longer pauses.
+
+    Args:
+        read: Given how often it was called before.
+
+    Raises:
+        TransientError: It failed five times.
+    """
+    for tries in range(_RETRIES):
+        try:
+            return read(tries)
+        except TransientError:
+            time.sleep(_FIRST_DELAY_S * 2**tries * random.uniform(0.5, 1.5))  # noqa: S311  jitter
+    return read(_RETRIES)
 
 
 class Sink:
@@ -236,17 +263,31 @@ class Sink:
         return self._file.closed
 
     def discard(self) -> None:
-        """Close and remove the file: it was never named by a receipt."""
+        """Close and remove the file: it was never named by a receipt. What fails of it is litter."""
         self._discarded = True
-        self._file.close()
-        remove(self.path)
+        with suppress(OSError, MemoryError):
+            self._file.close()
+        with suppress(OSError, MemoryError):
+            remove(self.path)
 
 
 def write_durable(path: Path, data: bytes) -> None:
     """Write `data` to the new file `path` and sync it."""
-    with disk.create(path) as file:
+    file = disk.create(path)
+    with scratch(path), file:
         file.write(data)
         disk.sync(file)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Give the path of a new file, which is removed if the block fails."""
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError, MemoryError):
+            remove(path)
+        raise
 
 
 def seal(text: str) -> bytes:
@@ -301,6 +342,9 @@ def keep_mode(old: Path, new: Path) -> None:
         disk.set_mode(new, mode)
 
 
+_CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+
+
 def exchange(first: Path, second: Path) -> None:
     """Swap two names in one atomic step.
 
@@ -310,8 +354,10 @@ def exchange(first: Path, second: Path) -> None:
     try:
         disk.exchange(first, second)
     except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
         message = f"{second}: this file system cannot swap folders in one step ({error.strerror})"
-        raise OutputError(message, f"remove it first: rm -r {second}") from error
+        raise OutputError(message, "write to a new folder: name another output") from error
     disk.sync_dir(second.parent)
 
 
@@ -380,16 +426,29 @@ def _try_lock(path: Path) -> TextIO | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
+        if _is_locked(file, path):
+            _sign(file)
             return file
-    except BlockingIOError:
-        pass
+    except BaseException:
+        file.close()
+        raise
     file.close()
     return None
+
+
+def _is_locked(file: TextIO, path: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+
+
+def _sign(file: TextIO) -> None:
+    """Write into a lock who holds it; on a full disk nobody will be told, that is all."""
+    with suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {os.uname().nodename}".encode())
 
 
 def range_sha256(file: BinaryIO, start: int, stop: int) -> str:
@@ -418,7 +477,7 @@ def check_writable(folder: Path) -> None:
         AccessError: Files cannot be made there.
     """
     if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder", f"make it first: mkdir -p {folder}")
+        raise OutputError(f"{folder}: no such folder", f"make it first: mkdir -p {shlex.quote(str(folder))}")
     problem: BatchserveError | None = None
     probe = folder / f".batchserve-probe-{uuid.uuid4().hex[:12]}"
     try:

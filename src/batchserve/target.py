@@ -2,6 +2,8 @@
 
 import fnmatch
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from batchserve.planning import Plan
 from batchserve.storage import translated
 
 META_DIR = "_batchserve"
+_SHOWN = 3
 _RECORD_BYTES = 64 << 10
 """A record of a rejects file is shorter."""
 _DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".arrow", ".feather", ".tsv", ".txt", ".gz", ".xlsx"}
@@ -42,14 +45,19 @@ class Target:
         """Where the output's receipt goes."""
         if self.dataset:
             return self.path / META_DIR / "receipt.json"
-        return self.path.with_name(f"{self.path.stem}.receipt.json")
+        return self.path.with_name(f"{self._stem}.receipt.json")
 
     @property
     def rejects(self) -> Path:
         """Where the rejects of the output go; a run without rejects removes those of an earlier one."""
         if self.dataset:
             return self.path / META_DIR / "rejects.jsonl"
-        return self.path.with_name(f"{self.path.stem}.rejects.jsonl")
+        return self.path.with_name(f"{self._stem}.rejects.jsonl")
+
+    @property
+    def _stem(self) -> str:
+        """`out` for out.parquet; out.pq keeps its suffix, or the two would share a receipt."""
+        return self.path.stem if self.path.suffix.lower() == ".parquet" else self.path.name
 
 
 class DatasetPart(BaseModel, frozen=True):
@@ -115,6 +123,8 @@ def at(output: str) -> Target:
     Raises:
         UsageError: The suffix is that of another format.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", output):
+        raise UsageError(f"{output}: is no local path", "write to a folder of this machine")
     suffix = Path(output).suffix.lower()
     if suffix in _DATA_SUFFIXES and not output.endswith("/"):
         message = f"{output}: batchserve writes Parquet"
@@ -128,7 +138,7 @@ def _check_not_input(output: str, found: Target, given: Sequence[str], sources: 
             raise OutputError(f"{output}: is the input {source.path}", "name another output")
         if found.dataset and Path(source.path).resolve().is_relative_to(found.path):
             raise OutputError(f"{output}: holds the input {source.path}", "name another output")
-    pattern = next((text for text in given if not found.dataset and _would_match(text, found.path)), None)
+    pattern = next((text for text in given if _would_match(text, found.path)), None)
     if pattern:
         message = f"{output}: lies inside the input {pattern}, and the next run would read it"
         raise OutputError(message, "write it to another folder")
@@ -147,6 +157,7 @@ def _would_match(given: str, path: Path) -> bool:
 
 
 def _check_free(output: str, found: Target, if_exists: str) -> None:
+    _check_receipt(found)
     if not taken(found):
         return
     if found.path.is_dir() != found.dataset:
@@ -154,10 +165,38 @@ def _check_free(output: str, found: Target, if_exists: str) -> None:
         raise OutputError(f"{output}: exists and is {kind}", "name another output")
     ours = published_plan_id(found)
     if not ours:
-        remove = f"rm {'-r ' if found.dataset else ''}{output}"
+        remove = f"rm {'-r ' if found.dataset else ''}{shlex.quote(output)}"
         raise OutputError(f"{output}: exists and was not written by batchserve", f"to lose it: {remove}")
     if if_exists == "error" and not found.workspace.exists():
         raise exists(output)
+    if if_exists in {"overwrite", "append"}:
+        check_only_ours(found)
+
+
+def _check_receipt(found: Target) -> None:
+    """Refuse to write a receipt over a file of somebody else's."""
+    with translated(found.receipt):
+        there = storage.disk.size_bytes(found.receipt) is not None
+        if there and b'"plan_id"' not in storage.disk.head(found.receipt, _RECORD_BYTES):
+            message = f"{found.receipt}: exists and was not written by batchserve"
+            raise OutputError(message, "the output's receipt goes there: move it, or name another output")
+
+
+def check_only_ours(found: Target) -> None:
+    """Check that a dataset folder holds nothing of others: it would go with what is replaced.
+
+    Raises:
+        OutputError: It does; some of it is named.
+    """
+    if not found.dataset or not taken(found):
+        return
+    known = {META_DIR, *(part.name for part in manifest(found).parts)}
+    with translated(found.path):
+        others = [name for name in storage.disk.names(found.path) if name not in known]
+    if others:
+        more = f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else ""
+        message = f"{found.path}: holds what batchserve did not write: {', '.join(others[:_SHOWN])}{more}"
+        raise OutputError(message, "move it elsewhere: the whole folder is replaced")
 
 
 def taken(found: Target) -> bool:
@@ -202,6 +241,8 @@ def metadata(path: Path) -> pq.FileMetaData:
     """
     try:
         return pq.read_metadata(path)
+    except MemoryError:  # Arrow's own is one of its exceptions too
+        raise
     except pa.ArrowException as error:  # of many kinds: NotImplemented for an integer of 77 bits
         raise ValueError(str(error)) from error
     except OSError as error:

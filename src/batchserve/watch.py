@@ -3,6 +3,7 @@
 A read that hangs is not: nothing can stop a thread that waits inside the kernel.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from batchserve.errors import StallError
+from batchserve.errors import BatchserveError, StallError
 
 _LOOKS = 10
 """How often a deadline is looked at within its time."""
@@ -45,13 +46,15 @@ def watched(options: Any, timeout_s: float | None) -> Iterator[None]:
     _runs[id(run)] = run
     try:
         yield
+    except BatchserveError:  # Ctrl-C, say
+        raise
     except Exception as error:
         if run.stopped:
             message = f"a run of the model did not end within {timeout_s:g} s and was stopped"
             raise StallError(message, "run the same command again, or allow more: --stall-timeout") from error
         raise
     finally:
-        del _runs[id(run)]
+        _runs.pop(id(run), None)
 
 
 def _watch(timeout_s: float) -> None:
@@ -71,3 +74,13 @@ def _look() -> None:
         for run in list(_runs.values()):
             if now > run.deadline:
                 run.stopped = run.options.terminate = True
+
+
+def _forget() -> None:
+    """Begin anew in a forked process: threads stay behind in the one it comes from."""
+    global _shortest_s, _wanted
+    _runs.clear()
+    _shortest_s, _wanted = float("inf"), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -4,9 +4,10 @@ State is derived from files alone: the plan, parts, and the receipts that make p
 """
 
 import re
+import shlex
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from batchserve import outputs, planning, storage
@@ -43,13 +44,14 @@ def opened(found: Target, plan: Plan, *, fresh: bool = False) -> Iterator[Worksp
     """
     folder = found.workspace
     with held(folder):
-        _prepare(found, plan, fresh=fresh)
         space = Workspace(str(folder), plan.plan_id, tuple(planning.footer(plan).items()))
         try:
+            _prepare(found, plan, fresh=fresh)
             yield space
         except BaseException:
-            if not receipts_in(folder):
-                discard(folder)
+            with suppress(OSError, MemoryError, BatchserveError):
+                if not receipts_in(folder):
+                    discard(folder)
             raise
 
 
@@ -75,9 +77,9 @@ def _prepare(found: Target, plan: Plan, *, fresh: bool) -> None:
         for name in storage.disk.names(folder):
             if name != LOCK_FILE and not (mend and name.startswith("p") and name != PLAN_FILE):
                 _remove(folder / name)
-        temporary = folder / f"plan.{uuid.uuid4().hex[:12]}.tmp"
-        storage.write_durable(temporary, storage.seal(plan.model_dump_json(indent=1)))
-        storage.replace(temporary, folder / PLAN_FILE)
+        with storage.scratch(folder / f"plan.{uuid.uuid4().hex[:12]}.tmp") as temporary:
+            storage.write_durable(temporary, storage.seal(plan.model_dump_json(indent=1)))
+            storage.replace(temporary, folder / PLAN_FILE)
 
 
 def _remove(path: Path) -> None:
@@ -120,7 +122,11 @@ def discard(folder: Path) -> None:
     The plan goes first: parts without a plan belong to nobody.
     """
     with translated(folder):
-        storage.remove_tree(folder, first=[PLAN_FILE])
+        try:
+            storage.remove_tree(folder, first=[PLAN_FILE])
+        except OSError:
+            if storage.disk.names(folder) != [LOCK_FILE]:
+                raise  # else somebody waits for the lock: who has it last, removes it
 
 
 def clean(found: Target) -> int | None:
@@ -160,7 +166,7 @@ def _other(found: Target, before: Plan, plan: Plan) -> BatchserveError:
     lines = [f"{found.path}: holds {many} of an unfinished run of another plan"]
     lines += [f"  {what}" for what in differences(before, plan)]
     hint = "undo the change to continue that run, or drop it: --fresh, or batchserve clean"
-    return OutputError("\n".join(lines), f"{hint} {found.path.name}")
+    return OutputError("\n".join(lines), f"{hint} {shlex.quote(str(found.path))}")
 
 
 def differences(before: Plan, after: Plan) -> list[str]:

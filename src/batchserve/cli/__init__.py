@@ -13,7 +13,7 @@ import typer
 from batchserve import __version__
 from batchserve.cli import clusters, flags, supervisor
 from batchserve.cli.stopping import Stop
-from batchserve.errors import BatchserveError, NotFoundError
+from batchserve.errors import BatchserveError, NotFoundError, told
 
 if TYPE_CHECKING:
     from batchserve.config import Job, Settings
@@ -228,10 +228,12 @@ def _score(settings: "Settings", inputs: list[str], output: str) -> None:
 def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Screen") -> "Report":
     """Run the job; with `--log-json` its events go to a file too."""
     from batchserve import job, log
-    from batchserve.events import Several
+    from batchserve.events import Restarted, Several
 
     file = log.Log(settings.job.log_json) if settings.job.log_json else None
     listeners: list[log.Log | Screen] = [file, screen] if file else [screen]
+    if file and (cause := supervisor.begun_again()):
+        file.on(Restarted(cause=cause))
     try:
         with Stop(Several(listeners)) as stop, log.MinuteHand(*(each.minute for each in listeners)):
             report = job.score(_continued(settings.job), inputs, output, stop)
@@ -290,7 +292,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if argv is None else argv
     _Debug.wanted = "--debug" in arguments
     try:
-        app(arguments, prog_name="batchserve")
+        with told():
+            app(arguments, prog_name="batchserve")
     except BatchserveError as error:
         _fail(error)
     except Exception as error:  # noqa: BLE001  a bug: one line for the user, a traceback on request

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM: the first one ends the job in good order, the second at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one ends the job in good order, the second at once."""
 
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from batchserve import events
@@ -52,7 +53,8 @@ class Stop:
             os.kill(os.getpid(), number)
         self._number, self._since = number, now
         text = "stopping: what is running may finish (10 s); once more, and it is left at once"
-        self._listener.on(events.Noted(text=text))
+        with suppress(OSError):  # the terminal may be what is gone
+            self._listener.on(events.Noted(text=text))
         if not self._in_place:
             self._raise()
         signal.setitimer(signal.ITIMER_REAL, _FINISH_TIMEOUT_S)
@@ -62,11 +64,13 @@ class Stop:
         self._raise()
 
     def _raise(self) -> NoReturn:
-        kind = TerminatedError if self._number == signal.SIGTERM else StoppedError
+        kind = StoppedError if self._number == signal.SIGINT else TerminatedError
         raise kind("stopped", "the same command continues from the finished parts")
 
     def __enter__(self) -> Self:
         handlers = {signal.SIGINT: self._caught, signal.SIGTERM: self._caught, signal.SIGALRM: self._late}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+            handlers[signal.SIGHUP] = self._caught
         for number, handler in handlers.items():
             self._before[number] = signal.signal(number, handler)
         return self

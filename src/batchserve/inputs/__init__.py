@@ -10,17 +10,20 @@ One module per format, each with the same three functions:
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from batchserve.errors import DataError, UsageError
 from batchserve.rejects import Place, Reject
-from batchserve.storage import transient_reading
+from batchserve.storage import patiently, transient_reading
 
+T = TypeVar("T")
 Format = Literal["csv", "jsonl", "parquet"]
 
 
@@ -178,6 +181,20 @@ class Extent:
 Item = Block | BadRecord | TypeMisfit | Extent
 
 
+def patient(path: Path | str, read: Callable[[], T]) -> T:
+    """Read something of an input; where that fails in a way that may pass, again.
+
+    Raises:
+        TransientError: It failed five times.
+    """
+
+    def attempt(_: int) -> T:
+        with transient_reading(path):
+            return read()
+
+    return patiently(attempt)
+
+
 def _module(name: str) -> Any:
     if name == "csv":
         from batchserve.inputs import csv
@@ -197,14 +214,23 @@ def _module(name: str) -> Any:
 _SAMPLED_FILES = 16
 
 
-def look(sources: Sequence[Source], *, infer: str, types: dict[str, str]) -> Look:
+def look(
+    sources: Sequence[Source], *, infer: str, types: dict[str, str], hints: dict[str, str] | None = None
+) -> Look:
     """Find the columns of all files and the type each keeps.
 
     Every file's header is read; values are sampled from up to 16 files.
 
+    Args:
+        sources: The input files.
+        infer: sample or full.
+        types: Column types that are to be, whatever the texts are.
+        hints: Column types to begin with where the column is there; a text that does not fit counts.
+
     Raises:
         DataError: A file is unreadable or has other columns than the first.
         UsageError: `types` names an unknown type or column.
+        TransientError: A file cannot be read just now.
     """
     formats = sorted({source.format for source in sources})
     if len(formats) > 1:
@@ -212,7 +238,7 @@ def look(sources: Sequence[Source], *, infer: str, types: dict[str, str]) -> Loo
     module = _module(formats[0])
     every = max(1, len(sources) // _SAMPLED_FILES)
     sampled = list(sources) if infer == "full" else list(sources[::every])
-    found: Look = module.look(sources, sampled, infer, types)
+    found: Look = module.look(sources, sampled, infer, types, hints or {})
     return found
 
 
@@ -236,7 +262,7 @@ def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition,
     groups: list[list[Slice]] = [[]]
     size = 0
     for source in sources:
-        for part in _module(source.format).split(source, target_bytes):
+        for part in patient(source.path, partial(_module(source.format).split, source, target_bytes)):
             if groups[-1] and size + part.size_bytes > target_bytes:
                 groups.append([])
                 size = 0

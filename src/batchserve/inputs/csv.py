@@ -82,7 +82,13 @@ def _names(line: bytes, path: str) -> list[str]:
     return names
 
 
-def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]) -> Look:
+def look(
+    sources: Sequence[Source],
+    sampled: Sequence[Source],
+    infer: str,
+    types: dict[str, str],
+    hints: dict[str, str],
+) -> Look:
     """Find the columns of all files and the type each keeps.
 
     Integers are typed so only where every text is canonical (no leading zero or plus sign, 64
@@ -96,7 +102,7 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types
     names, _ = headers[sources[0].path]
     differ = [drift(sources[0].path, names, path, found) for path, (found, _) in headers.items()]
     raise_all([problem for problem in differ if problem])
-    wanted = inference.named_types(types, names)
+    wanted = inference.named_types(types, hints, names)
     texts = _sample(sampled, names, headers, full=infer == "full")
     columns = texts.columns
     kinds = [wanted.get(n) or inference.classify(c) for n, c in zip(names, columns, strict=True)]

@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from batchserve.errors import (
@@ -13,7 +14,7 @@ from batchserve.errors import (
     UsageError,
     raise_all,
 )
-from batchserve.inputs import Format, Source
+from batchserve.inputs import Format, Source, patient
 from batchserve.storage import translated
 
 SUFFIXES: dict[str, Format] = {
@@ -44,7 +45,7 @@ def resolve(inputs: Sequence[str]) -> list[Source]:
     sources = []
     for path in paths:
         try:
-            sources.append(_source(path))
+            sources.append(patient(path, partial(_source, path)))
         except BatchserveError as problem:
             problems.append(problem)
     raise_all(problems)

@@ -18,8 +18,8 @@ TYPES: dict[str, pa.DataType] = {
 """The names `--type COLUMN=TYPE` knows."""
 
 
-def named_types(types: dict[str, str], names: Sequence[str]) -> dict[str, pa.DataType]:
-    """Return the Arrow types that `--type` asks for.
+def named_types(types: dict[str, str], hints: dict[str, str], names: Sequence[str]) -> dict[str, pa.DataType]:
+    """Return the Arrow types that `--type` asks for, and those that are hinted at for columns that are there.
 
     Raises:
         UsageError: A column or a type is unknown.
@@ -33,7 +33,8 @@ def named_types(types: dict[str, str], names: Sequence[str]) -> dict[str, pa.Dat
             near = did_you_mean(kind, TYPES) or f"types are: {', '.join(TYPES)}"
             problems.append(UsageError(f"--type {column}={kind}: no type {kind}", near))
     raise_all(problems)
-    return {column: TYPES[kind] for column, kind in types.items()}
+    hinted = {column: kind for column, kind in hints.items() if column in names}
+    return {column: TYPES[kind] for column, kind in (hinted | types).items()}
 
 
 _INTEGER = r"^-?(0|[1-9][0-9]{0,18})$"

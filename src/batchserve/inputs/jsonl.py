@@ -40,7 +40,13 @@ def record_starts(raw: bytes) -> list[int]:
     return starts
 
 
-def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]) -> Look:
+def look(
+    sources: Sequence[Source],
+    sampled: Sequence[Source],
+    infer: str,
+    types: dict[str, str],
+    hints: dict[str, str],
+) -> Look:
     """Find the keys of all objects and the type each keeps.
 
     Raises:
@@ -55,7 +61,7 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types
         path = sampled[0].path
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
-    wanted = named_types(types, names)
+    wanted = named_types(types, hints, names)
     merged = _merged([table.schema for table in tables])
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])

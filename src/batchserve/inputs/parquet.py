@@ -1,5 +1,6 @@
 """Parquet: ranges of row groups, streamed; page checksums are verified where there are any."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -7,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchserve.codec import empty_batch
-from batchserve.errors import BatchserveError, DataError, UsageError, raise_all
+from batchserve.errors import BatchserveError, DataError, UsageError, from_os, raise_all
 from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, drift
-from batchserve.storage import translated
+from batchserve.storage import transient_reading
 
 _LEAST_BATCH_ROWS = 16_384
 _SAMPLE_ROWS = 4096
@@ -20,25 +21,35 @@ _READ_BUFFER_BYTES = 1 << 20
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """Open a file so that a huge row group streams: no pre-buffering, checksums verified."""
     try:
-        with pq.ParquetFile(
-            path, pre_buffer=False, buffer_size=_READ_BUFFER_BYTES, page_checksum_verification=True
-        ) as file:
+        with (
+            transient_reading(path),
+            pq.ParquetFile(
+                path, pre_buffer=False, buffer_size=_READ_BUFFER_BYTES, page_checksum_verification=True
+            ) as file,
+        ):
             yield file
-    except FileNotFoundError as error:
-        with translated(path):
-            raise FileNotFoundError(error.errno, "No such file", path) from error
+    except MemoryError:  # Arrow's own is one of its exceptions too
+        raise
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
+            raise from_os(OSError(error.errno, os.strerror(error.errno)), path) from error
         raise DataError(f"{path}: is damaged or cut off ({error})", "fetch the file again") from error
 
 
-def look(sources: Sequence[Source], sampled: Sequence[Source], infer: str, types: dict[str, str]) -> Look:
+def look(
+    sources: Sequence[Source],
+    sampled: Sequence[Source],
+    infer: str,
+    types: dict[str, str],
+    hints: dict[str, str],
+) -> Look:
     """Read every footer: the columns, their types, some rows.
 
     Raises:
         DataError: A file is damaged or has other columns than the first.
         UsageError: `types` is set: Parquet columns have types.
     """
-    del infer
+    del infer, hints
     if types:
         raise UsageError("--type is for text files: a Parquet column has its own type", "leave it out")
     schemas = {source.path: _schema(source.path) for source in sources}

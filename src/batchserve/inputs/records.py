@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from batchserve.errors import DataError
 from batchserve.inputs import OPEN_END, Extent, Slice
-from batchserve.storage import translated
+from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
 MAX_RECORD_BYTES = 256 << 20
@@ -54,8 +54,9 @@ def opened(path: str, *, gzip: bool) -> Iterator[BinaryIO]:
 
     Raises:
         DataError: The gzip stream is damaged or cut off.
+        TransientError: It cannot be read just now.
     """
-    with translated(path):
+    with transient_reading(path), translated(path):
         if not gzip:
             with Path(path).open("rb", buffering=0) as file:
                 yield cast("BinaryIO", file)
