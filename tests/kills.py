@@ -26,7 +26,7 @@ import psutil
 
 import models
 from batchserve import commit, target
-from batchserve.cluster import named, processes
+from batchserve.cluster import processes
 from batchserve.cluster.named import Cluster
 from conftest import environment
 from killing import works
@@ -159,7 +159,7 @@ def _harassed(setup: "Setup", kills: int, seed: int) -> Figures:
         number = 0
         while figures.kills < kills:
             number += 1
-            chance = random.Random(f"{seed} {number}")
+            chance = random.Random(f"{seed} {number}")  # noqa: S311  no secret
             most = min(kills - figures.kills, chance.randint(1, _MOST_KILLS))
             job = setup.material.job(f"{setup.name}-{seed}-{number}", number)
             figures += Trial(setup, job, deck, calm_s, chance).run(most)
@@ -412,7 +412,7 @@ class Background:
         processes.end(self.folder)
 
 
-SETUPS: dict[str, Callable[[Material], Setup]] = {each.name: each for each in (Threads, Background)}
+SETUPS: dict[str, Callable[[Material], Setup]] = {Threads.name: Threads, Background.name: Background}
 
 
 def _alive(pids: Sequence[int]) -> list[psutil.Process]:
@@ -487,7 +487,7 @@ class Deck:
     """Kinds of victims in a random order, each as often as the setup wants."""
 
     def __init__(self, kinds: Sequence[str], seed: int) -> None:
-        self._kinds, self._chance = kinds, random.Random(seed)
+        self._kinds, self._chance = kinds, random.Random(seed)  # noqa: S311  no secret
         self._cards: list[str] = []
 
     def draw(self, *, first: bool) -> str:

@@ -28,7 +28,10 @@ Row = tuple[str, str | int]
 def simulate(home: Path, share: float) -> tuple[list[Row], list[str]]:
     """Explore histories of crashes, two deep, on a simulated disk."""
     found = simulator.explore(simulator.planned(home), int(HISTORIES * share), losses=12)
-    rows: list[Row] = [("crash histories simulated", found.histories), ("promises broken", len(found.violations))]
+    rows: list[Row] = [
+        ("crash histories simulated", found.histories),
+        ("promises broken", len(found.violations)),
+    ]
     return rows, [f"{what}: {count}" for what, count in found.violations.items()]
 
 
@@ -80,4 +83,4 @@ def _part(name: str, share: float) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -103,7 +103,6 @@ def test_a_job_that_fails_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert told[-1]["run_id"] == told[0]["run_id"]
 
 
-@pytest.mark.xfail(strict=True, reason="cli: only errors of ours are written to the log")
 def test_a_bug_is_logged_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A bug is exit 1, and the log's last line says so: a log never just ends."""
 

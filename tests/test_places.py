@@ -20,9 +20,6 @@ from workbench import IRIS, IRIS_MODEL, Outcome, listing, run, spawn
 OUTPUTS = pytest.mark.parametrize("output", ["out.parquet", "out"])
 
 # Defects that these tests found and that are not mended yet.
-MODES = pytest.mark.xfail(strict=True, reason="commit.py: only the output itself keeps the mode it had")
-INSIDE = pytest.mark.xfail(strict=True, reason="target.py: a dataset may lie inside an input folder")
-LOOPS = pytest.mark.xfail(strict=True, reason="target.py: a link to itself is a bug, exit 1")
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +125,6 @@ def test_a_link_into_no_folder_is_told(capsys: pytest.CaptureFixture[str]) -> No
     assert Path("out.parquet").is_symlink()
 
 
-@LOOPS
 def test_a_link_to_itself_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """A link that leads back to itself is 73, in words."""
     Path("out.parquet").symlink_to("out.parquet")
@@ -167,7 +163,6 @@ def test_a_replaced_output_keeps_its_mode(output: str, number: int) -> None:
     assert oct(mode(output)) == oct(before)
 
 
-@MODES
 @OUTPUTS
 def test_what_belongs_to_a_replaced_output_keeps_its_mode(output: str) -> None:
     """Its receipt, and the parts of a dataset, do not become readable for more people than they were."""
@@ -250,7 +245,7 @@ def test_an_input_is_never_the_output(alias: str, which: str, rows: Path, home: 
         ("days/**/*.parquet", "days/out.parquet"),
         ("days", "days/out"),
         ("days", "days/deep/out/"),
-        pytest.param("days/**/*.parquet", "days/out", marks=INSIDE),
+        ("days/**/*.parquet", "days/out"),
     ],
 )
 def test_an_output_that_the_next_run_would_read_is_refused(given: str, output: str, home: Path) -> None:

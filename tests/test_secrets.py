@@ -41,10 +41,6 @@ SHAPES = {
 """What people paste where a path is expected."""
 
 # Defects that these tests found and that are not mended yet.
-ADDRESS = pytest.mark.xfail(strict=True, reason="cluster: Dask's own words have the address without tcp://")
-PLAN = pytest.mark.xfail(strict=True, reason="cli: `plan --json` prints the plan as it is stored")
-TRACE = pytest.mark.xfail(strict=True, reason="cli: tracebacks are printed as they are")
-HTML = pytest.mark.xfail(strict=True, reason="report.py: the table of a notebook is not redacted")
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +87,6 @@ PLACES: dict[str, Callable[[str], tuple[str, ...]]] = {
 @pytest.mark.parametrize("place", PLACES)
 def test_a_secret_is_not_repeated(place: str, shape: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever is wrong with a path or value, it is told without the secret in it, and no bug is told."""
-
     done = run(capsys, *PLACES[place](SHAPES[shape]), *(("-v",) if place in {"input", "model"} else ()))
 
     assert CANARY not in said(done)
@@ -130,7 +125,6 @@ def test_a_secret_in_a_config_is_not_repeated(
     assert CANARY not in "".join(map(said, shown))
 
 
-@ADDRESS
 def test_a_secret_in_an_address_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     """A scheduler that does not answer is told without the user and password of its address."""
     done = run(
@@ -252,7 +246,6 @@ def test_the_output_itself_has_no_path(output: str) -> None:
     assert CANARY in at(output).receipt.read_text()
 
 
-@PLAN
 def test_the_plan_as_json_has_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
     """What `plan --json` prints is for logs and tickets; what is stored is for the next run."""
     done = run(capsys, "plan", f"{FOLDER}/iris.csv", "-m", "model.onnx", "--json")
@@ -261,7 +254,6 @@ def test_the_plan_as_json_has_no_secret(capsys: pytest.CaptureFixture[str]) -> N
     assert CANARY not in said(done)
 
 
-@TRACE
 def test_a_traceback_has_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
     """With --debug the system's own error stands in the traceback, path and all."""
     done = run(
@@ -286,7 +278,6 @@ def test_what_python_shows_has_no_secret() -> None:
     assert CANARY not in "".join([*shown, str(refused.value), repr(refused.value)])
 
 
-@HTML
 def test_what_a_notebook_shows_has_no_secret() -> None:
     """Notebooks are handed on with all they show."""
     preview = bs.plan(f"{FOLDER}/iris.csv", "out.parquet", model=f"{FOLDER}/model.onnx")

@@ -116,7 +116,7 @@ def test_a_partition_among_others_is_stopped() -> None:
 
     assert report.partitions > 5
     assert {0, 1} <= kept <= set(range(report.partitions)) - {number}
-    assert told.done == len(kept)
+    assert len(kept) <= told.done < report.partitions  # the other thread may have finished one more
     assert pq.read_table("out.parquet")["score"].to_pylist() == mended()
     assert not watch._runs
 
@@ -196,20 +196,20 @@ def test_a_worker_is_stopped_and_works_on(cluster: tuple[Cluster, Script]) -> No
         score(partition_size=SIZE, scheduler=made.address)
 
     number = int(stalled.value.message.split()[1])
-    kept = finished()
     assert script.attempts[number] == 1
-    assert kept
-    assert number not in kept
     with Client(made.address, set_as_default=False) as client:
         until(lambda: not any(client.processing().values()))
         until(lambda: not any(client.run(running).values()))
         before = set(client.run(os.getpid).values())
+    kept = finished()  # now that nothing is at work any more
     write(14, ENDLESS)
     told = Told()
     score(partition_size=SIZE, scheduler=made.address, listener=told)
     with Client(made.address, set_as_default=False) as client:
         after = set(client.run(os.getpid).values())
-    assert told.done == len(finished() or kept)
+    assert kept
+    assert number not in kept
+    assert told.done == len(kept)
     assert pq.read_table("out.parquet")["score"].to_pylist() == mended()
     assert len(before) == 2
     assert before == after

@@ -172,6 +172,7 @@ def _named_file(
     sealed = space.file("receipt.json.tmp")
     storage.remove(sealed)
     storage.write_durable(sealed, storage.seal(receipt.model_dump_json(indent=1)))
+    storage.keep_mode(found.receipt, sealed)
     storage.replace(sealed, found.receipt)
     _name(temporary, found, overwrite=overwrite)
     return receipt
@@ -263,11 +264,20 @@ def _publish_dataset(
         storage.replace(stage, found.path)
     elif overwrite or earlier:
         target.check_only_ours(found)
-        storage.keep_mode(found.path, stage)
+        _keep_modes(found, stage, [part.name for part in new])
         storage.exchange(stage, found.path)
     else:
         raise _appeared(found)
     return receipt
+
+
+def _keep_modes(found: Target, stage: Path, new: Sequence[str]) -> None:
+    """Give what replaces a dataset the permission bits of what is there; new parts those of the first."""
+    for name in ("", META_DIR, f"{META_DIR}/manifest.json", f"{META_DIR}/receipt.json"):
+        storage.keep_mode(found.path / name, stage / name)
+    for old in target.manifest(found).parts[:1]:
+        for name in new:
+            storage.keep_mode(found.path / old.name, stage / name)
 
 
 def _staged(stage: Path, space: Workspace, receipts: Sequence[Receipt], first: int) -> list[DatasetPart]:

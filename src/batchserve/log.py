@@ -19,12 +19,12 @@ from batchserve.storage import translated
 MINUTE_S = 60.0
 
 
-def as_json(facts: dict[str, Any]) -> str:
+def as_json(facts: dict[str, Any], indent: int | None = None) -> str:
     """Return one JSON object; secrets are taken out of every text in it.
 
     Of the texts and not of the JSON, where a backslash before a quote would be taken along.
     """
-    return json.dumps(_redacted(facts))
+    return json.dumps(_redacted(facts), indent=indent)
 
 
 def _redacted(value: Any) -> Any:

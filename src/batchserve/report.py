@@ -9,7 +9,7 @@ from typing import Any
 from batchserve import inputs, workspace
 from batchserve.binding import Feed
 from batchserve.commit import OutputReceipt
-from batchserve.errors import DataError
+from batchserve.errors import DataError, redacted
 from batchserve.inputs import Source
 from batchserve.model import session_for
 from batchserve.planning import BATCH_ROWS, Plan
@@ -105,7 +105,7 @@ def table_html(title: str, facts: dict[str, Any]) -> str:
     """Return a two-column HTML table, everything escaped."""
     cells = "".join(
         f"<tr><th style='text-align:left'>{html.escape(k)}</th>"
-        f"<td style='text-align:left'>{html.escape(str(v))}</td></tr>"
+        f"<td style='text-align:left'>{html.escape(redacted(str(v)))}</td></tr>"
         for k, v in facts.items()
     )
     return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"

@@ -129,7 +129,11 @@ def at(output: str) -> Target:
     if suffix in _DATA_SUFFIXES and not output.endswith("/"):
         message = f"{output}: batchserve writes Parquet"
         raise UsageError(message, f"did you mean {Path(output).with_suffix('.parquet')}?")
-    return Target(Path(output).resolve(), suffix not in _PARQUET_SUFFIXES or output.endswith("/"))
+    try:
+        path = Path(output).resolve()
+    except RuntimeError as error:  # of a link that leads back to itself
+        raise OutputError(f"{output}: is a link to itself", "name another output") from error
+    return Target(path, suffix not in _PARQUET_SUFFIXES or output.endswith("/"))
 
 
 def _check_not_input(output: str, found: Target, given: Sequence[str], sources: Sequence[Source]) -> None:
@@ -138,7 +142,8 @@ def _check_not_input(output: str, found: Target, given: Sequence[str], sources: 
             raise OutputError(f"{output}: is the input {source.path}", "name another output")
         if found.dataset and Path(source.path).resolve().is_relative_to(found.path):
             raise OutputError(f"{output}: holds the input {source.path}", "name another output")
-    pattern = next((text for text in given if _would_match(text, found.path)), None)
+    names = [found.path, found.path / "part-000000.parquet"] if found.dataset else [found.path]
+    pattern = next((text for text in given if any(_would_match(text, name) for name in names)), None)
     if pattern:
         message = f"{output}: lies inside the input {pattern}, and the next run would read it"
         raise OutputError(message, "write it to another folder")

@@ -13,7 +13,7 @@ import typer
 from batchserve import __version__
 from batchserve.cli import clusters, flags, supervisor
 from batchserve.cli.stopping import Stop
-from batchserve.errors import BatchserveError, NotFoundError, told
+from batchserve.errors import BatchserveError, NotFoundError, redacted, told
 
 if TYPE_CHECKING:
     from batchserve.config import Job, Settings
@@ -107,11 +107,11 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     """
     inputs, output = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, None)
     settings = _settings(ctx, inputs, config)
-    from batchserve import console, job, report, runner
+    from batchserve import console, job, log, report, runner
 
     made, found = job.plan(settings.job, inputs, output)
     if settings.job.json_:
-        console.out(made.model_dump_json(indent=1))
+        console.out(log.as_json(made.model_dump(mode="json"), indent=1))
         return
     facts = report.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)}
     console.table("plan", facts | (report.target_facts(found, made) if found else {}))
@@ -237,9 +237,9 @@ def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Scree
     try:
         with Stop(Several(listeners)) as stop, log.MinuteHand(*(each.minute for each in listeners)):
             report = job.score(_continued(settings.job), inputs, output, stop)
-    except BatchserveError as error:
+    except Exception as error:
         if file:
-            file.failed(error)
+            file.failed(error if isinstance(error, BatchserveError) else _bug(error))
         raise
     if file:
         file.finished(report.facts())
@@ -297,16 +297,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except BatchserveError as error:
         _fail(error)
     except Exception as error:  # noqa: BLE001  a bug: one line for the user, a traceback on request
-        message = f"bug in batchserve: {type(error).__name__}: {error}"
-        _fail(BatchserveError(message, "run it with --debug and report what it prints"))
+        _fail(_bug(error))
     raise SystemExit(0)
+
+
+def _bug(error: Exception) -> BatchserveError:
+    message = f"bug in batchserve: {type(error).__name__}: {error}"
+    return BatchserveError(message, "run it with --debug and report what it prints")
 
 
 def _fail(error: BatchserveError) -> NoReturn:
     from batchserve import console
 
     if _Debug.wanted:
-        traceback.print_exc()
+        sys.stderr.write(redacted(traceback.format_exc()))
     console.Screen(progress=False).error(error)
     raise SystemExit(error.exit_code) from None
 

@@ -4,6 +4,7 @@ Locally: threads of this process under an in-process scheduler. pyarrow and onnx
 of the interpreter lock, so threads share one session and start in a twentieth of a second.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,7 +130,8 @@ def connected(address: Any) -> Iterator["Client"]:
     try:
         client = Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        message = f"{address}: no Dask scheduler answers ({error})"
+        reason = re.sub(r"[^\s/@]+@", "***@", str(error))  # it repeats the address, without tcp://
+        message = f"{address}: no Dask scheduler answers ({reason})"
         raise ClusterError(message, "check --scheduler; it looks like tcp://host:8786") from error
     with silence_logging_cmgr(_SILENT), silence_logging_cmgr(_SILENT, "distributed.client"), client:
         yield client
