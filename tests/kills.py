@@ -14,7 +14,7 @@ import sys
 import time
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -349,9 +349,9 @@ class Threads:
     was in another that died. group: all of them at once.
     """
 
-    name = "threads"
-    deck = ("driver",) * 4 + ("child",) * 4 + ("group",) * 2 + ("alone",) * 2
-    arguments = ("--workers", str(WORKERS))
+    name: str = "threads"
+    deck: tuple[str, ...] = ("driver",) * 4 + ("child",) * 4 + ("group",) * 2 + ("alone",) * 2
+    arguments: tuple[str, ...] = ("--workers", str(WORKERS))
 
     def __init__(self, material: Material) -> None:
         self.material = material
@@ -374,9 +374,9 @@ class Background:
     workers. scheduler: the scheduler. driver and child: as on threads.
     """
 
-    name = "cluster"
-    deck = ("worker",) * 4 + ("driver",) * 3 + ("child",) * 2 + ("nanny", "scheduler")
-    arguments = ("--cluster", "kills")
+    name: str = "cluster"
+    deck: tuple[str, ...] = ("worker",) * 4 + ("driver",) * 3 + ("child",) * 2 + ("nanny", "scheduler")
+    arguments: tuple[str, ...] = ("--cluster", "kills")
 
     def __init__(self, material: Material) -> None:
         self.material = material
@@ -412,7 +412,7 @@ class Background:
         processes.end(self.folder)
 
 
-SETUPS: dict[str, Callable[[Material], Setup]] = {Threads.name: Threads, Background.name: Background}
+SETUPS: dict[str, type[Threads] | type[Background]] = {Threads.name: Threads, Background.name: Background}
 
 
 def _alive(pids: Sequence[int]) -> list[psutil.Process]:

@@ -60,7 +60,7 @@ def test_a_limit_of_the_process_is_seen(job: tuple[str | Path, ...], tmp_path: P
     """Under RLIMIT_AS a job whose default batch needs 4 GiB finishes, with no flag."""
     done = subprocess.run(
         [sys.executable, "-m", "batchserve", *map(str, job)], cwd=tmp_path, env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 * GIB // 2, 3 * GIB // 2)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (GIB, GIB)),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
