@@ -1,5 +1,7 @@
 """Sessions: `nox` runs what CI runs; the long ones have names of their own."""
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2"
@@ -18,6 +20,8 @@ def _install(session: nox.Session, *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests with branch coverage; prints the ten slowest."""
     _install(session, "test")
+    # Processes that tests fork save their data too, wherever they are.
+    session.env["COVERAGE_FILE"] = str(Path(".coverage").absolute())
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     if not session.posargs:

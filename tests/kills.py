@@ -490,12 +490,12 @@ class Deck:
         self._kinds, self._chance = kinds, random.Random(seed)  # noqa: S311  no secret
         self._cards: list[str] = []
 
-    def draw(self, *, first: bool) -> str:
-        """Take the next kind; the first victim of a job cannot be alone: that comes of a death."""
-        possible = [kind for kind in self._cards if not (first and kind == "alone")]
+    def draw(self, *, alone: bool) -> str:
+        """Take the next kind; `alone` says whether a partition may be scored alone now."""
+        possible = [kind for kind in self._cards if alone or kind != "alone"]
         if not possible:
             self._cards += self._chance.sample(self._kinds, len(self._kinds))
-            return self.draw(first=first)
+            return self.draw(alone=alone)
         self._cards.remove(possible[0])
         return possible[0]
 
@@ -556,7 +556,8 @@ class Trial:
 
     def _strike(self, command: Command) -> bool:
         """Kill a victim at a random moment; whether that was done and the command may go on."""
-        kind = self._deck.draw(first=not self._kills)
+        was_scoring = bool(self._kills) and self._kills[-1].phase == "scoring"
+        kind = self._deck.draw(alone=was_scoring)
         process = self._victim(kind, command)
         if process is None:
             self._deck.put_back(kind)
@@ -575,7 +576,9 @@ class Trial:
     def _victim(self, kind: str, command: Command) -> psutil.Process | None:
         """Wait for a random moment, and for a process of a kind to be there."""
         moment = self._chance.choice(_MOMENTS)
-        if moment == "any":
+        if kind == "alone":  # there at the beginning of a command, if at all
+            self._pass(self._chance.uniform(0, self._calm_s / 2), command)
+        elif moment == "any":
             self._pass(self._chance.uniform(0, self._calm_s), command)
         else:
             later = {"cleaning", "leaving"} | ({"publishing"} if moment == "publishing" else set())

@@ -492,6 +492,26 @@ def test_a_run_cut_between_publish_and_clean_up_is_done(output: str, overwrite: 
     assert not found.workspace.exists()
 
 
+@OUTPUTS
+def test_what_a_published_run_left_is_in_nobodys_way(output: str) -> None:
+    """A workspace whose run is published holds nobody's work: another plan may replace the output."""
+    plan, found = planned(output)
+    with workspace.opened(found, plan) as space:
+        commit.publish(found, plan, space, scored_parts(plan, space), overwrite=False)
+
+    report = score(output, overwrite=True, keep="none")
+
+    assert pq.read_schema(parts_paths(output)[0]).names == ["label", "probability"]
+    assert report.rows == 150
+    assert not found.workspace.exists()
+
+
+def parts_paths(output: str) -> list[Path]:
+    """Return an output's Parquet files, in order."""
+    path = Path(output)
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
 def test_an_output_without_its_receipt_is_not_published() -> None:
     """An output whose receipt is lost does not count as published: the same command writes it again."""
     plan, found = planned("out.parquet")

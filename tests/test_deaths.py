@@ -193,6 +193,7 @@ def test_a_driver_that_is_killed_is_forgotten_and_its_job_continued(
     job.communicate()
     with Client(cluster.address, set_as_default=False) as client:
         until(lambda: not any(client.processing().values()))
+    until(lambda: set(script.attempts) == receipts(tmp_path))  # what its workers were at, they finish
     done = receipts(tmp_path)
     script.play()
 

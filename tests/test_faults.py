@@ -123,7 +123,7 @@ def test_a_job_that_breaks_its_promises_is_found_out(
     kind, fault, break_it, said = MUTANTS[name]
     break_it(monkeypatch)
 
-    found = faults.sweep_kind(home, kind, [fault], step=2)
+    found = faults.sweep_kind(home, kind, [fault])
 
     assert any(said in violation for violation in found.violations)
 

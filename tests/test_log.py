@@ -362,12 +362,12 @@ def test_a_death_begins_a_run_in_the_same_log(command: Command, tmp_path: Path) 
     told = lines()
     assert done.returncode == 0, done.stderr
     assert [line["event"] for line in told] == [
-        "started", "restarted", "started", "planned", "partition_scored", "publishing", "finished",
+        "started", "started", "restarted", "planned", "partition_scored", "publishing", "finished",
     ]  # fmt: skip
-    assert "SIGKILL" in told[1]["cause"]
-    first, second = told[0]["run_id"], told[2]["run_id"]
+    assert "SIGKILL" in told[2]["cause"]
+    first, second = told[0]["run_id"], told[1]["run_id"]
     assert first != second
-    assert {line["run_id"] for line in told[2:]} == {second}
+    assert {line["run_id"] for line in told[1:]} == {second}
 
 
 def test_a_log_of_another_program_is_no_log() -> None:

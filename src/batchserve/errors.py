@@ -28,10 +28,10 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 _SECRETS = (
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*:/{1,2})[^/\s@'\"]+@", re.IGNORECASE), r"\1***@"),
+    (re.compile(r"((?<![\w.+-])[a-z][a-z0-9+.-]*:/{1,2})[^/\s'\"]+@", re.IGNORECASE), r"\1***@"),
     (
         re.compile(
-            r"([\w.-]*(?:secret|passw|\bpwd\b|token|signature|credential|access_?key|api_?key|account_?key"
+            r"((?<![\w.-])[\w.-]*?(?:secret|passw|\bpwd\b|token|signature|credential|access_?key|api_?key|account_?key"
             r"|X-Amz-|connection_string|\bsig\b|\bsas\b)[\w.-]*=['\"]?)[^&\s'\",;]+",
             re.IGNORECASE,
         ),

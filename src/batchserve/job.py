@@ -219,7 +219,8 @@ class _Outcome:
 def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, cluster: Any) -> _Outcome:
     if finished := _finished(job, made, found):
         return _Outcome(finished, skipped=True)
-    published = work.earlier is not None and _holds(found, work.earlier)
+    there = work.earlier or (commit.receipt_of(found) if target.taken(found) else None)
+    published = there is not None and there.plan_id != made.plan_id and _holds(found, there)
     with workspace.opened(found, made, fresh=job.fresh or published) as space:
         if job.when_exists == "skip" and (there := commit.published(found, made)):
             workspace.discard(found.workspace)  # another process has done it, while this one waited

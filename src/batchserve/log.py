@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from batchserve.errors import BatchserveError, UsageError, redacted
-from batchserve.events import Event, PartitionScored, RowsScored
+from batchserve.events import Event, PartitionScored, Restarted, RowsScored, Started
 from batchserve.meter import Meter
 from batchserve.storage import translated
 
@@ -51,15 +51,21 @@ class Log:
         self._meter = Meter()
         self._lock = threading.Lock()
         self._over = False
+        self._restarted: Restarted | None = None
         with translated(path):
             self._append(b"\n" if _is_torn(self._path) else b"")
 
     def on(self, event: Event) -> None:
         """Write the event; rows inside a partition and those of an earlier run are left out."""
         self._meter.on(event)
+        if isinstance(event, Restarted):
+            self._restarted = event  # told when the run has an id
+            return
         resumed = isinstance(event, PartitionScored) and event.resumed
         if not isinstance(event, RowsScored) and not resumed:
             self._write(_snake(type(event).__name__), dataclasses.asdict(event))
+        if isinstance(event, Started) and self._restarted:
+            self._write("restarted", dataclasses.asdict(self._restarted))
 
     def minute(self) -> None:
         """Say how far the job is."""

@@ -382,8 +382,9 @@ def remove_tree(path: Path, first: Sequence[str] = ()) -> None:
         else:
             remove(entry)
     if disk.is_dir(path):
-        disk.remove_dir(path)
-        disk.sync_dir(path.parent)
+        with suppress(FileNotFoundError):  # somebody else is removing it too
+            disk.remove_dir(path)
+            disk.sync_dir(path.parent)
 
 
 @contextmanager
@@ -414,14 +415,14 @@ def _holder(path: Path) -> str:
 
 
 def _locked_or_none(path: Path) -> TextIO | None:
-    with translated(path):
+    with translated_writing(path.parent):
         return _try_lock(path)
 
 
 def _try_lock(path: Path) -> TextIO | None:
     """Lock the file; None if another process has it, or removed it in this very moment."""
+    disk.make_dir(path.parent)
     try:
-        disk.make_dir(path.parent)
         file = path.open("a+")
     except FileNotFoundError:
         return None
@@ -485,5 +486,7 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         problem = from_os(error, str(folder))
+        with suppress(OSError):  # it may be there all the same
+            probe.unlink()
     if problem:
         raise problem

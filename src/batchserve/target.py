@@ -162,12 +162,13 @@ def _would_match(given: str, path: Path) -> bool:
 
 
 def _check_free(output: str, found: Target, if_exists: str) -> None:
-    _check_receipt(found)
-    if not taken(found):
-        return
-    if found.path.is_dir() != found.dataset:
+    there = taken(found)
+    if there and found.path.is_dir() != found.dataset:
         kind = "a folder" if found.path.is_dir() else "a file"
         raise OutputError(f"{output}: exists and is {kind}", "name another output")
+    _check_receipt(found)
+    if not there:
+        return
     ours = published_plan_id(found)
     if not ours:
         remove = f"rm {'-r ' if found.dataset else ''}{shlex.quote(output)}"

@@ -58,7 +58,7 @@ def opened(found: Target, plan: Plan, *, fresh: bool = False) -> Iterator[Worksp
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold the lock of a workspace, which is made if it is not there."""
-    with translated(folder):
+    with translated_writing(folder):
         storage.make_dir(folder)
     with storage.locked(folder / LOCK_FILE, LOCK_WAIT_S):
         yield
@@ -93,9 +93,10 @@ def stored(found: Target) -> Plan | None:
     """Return the plan of an unfinished run, or None if there is none that can be read."""
     path = found.workspace / PLAN_FILE
     with translated(path):
-        if storage.disk.size_bytes(path) is None:
+        try:
+            data = storage.disk.read(path)
+        except FileNotFoundError:
             return None
-        data = storage.disk.read(path)
     try:
         return Plan.model_validate_json(storage.unseal(data))
     except ValueError:
@@ -139,10 +140,12 @@ def clean(found: Target) -> int | None:
         RetryError: A run is still going on.
     """
     folder = found.workspace
-    if not storage.disk.is_dir(folder):
-        return None
+    with translated(folder):
+        if not storage.disk.is_dir(folder):
+            return None
     with held(folder):
-        parts = receipts_in(folder)
+        with translated(folder):
+            parts = receipts_in(folder)
         discard(folder)
     return parts
 
