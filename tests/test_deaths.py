@@ -220,11 +220,8 @@ def test_a_job_that_is_stopped_waits_for_what_its_workers_do(
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[tuple[Cluster, Script]]:
-    """Return a cluster to destroy, whose scheduler soon gives up and lets a task kill two workers."""
-    variables = {
-        "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT": "2s",
-        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
-    }
+    """Return a cluster to destroy, whose scheduler soon gives up."""
+    variables = {"DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT": "2s"}
     with scripted_cluster(tmp_path, 2, None, **variables) as made:
         yield made
 
@@ -268,17 +265,19 @@ def test_a_lost_cluster_is_exit_69_and_the_job_goes_on_elsewhere(
 
 
 def test_a_scheduler_that_retries_is_told_of_and_blames_the_same_partition(
-    own: tuple[Cluster, Script], folder: Path, options: dict[str, Any], tmp_path: Path
+    folder: Path, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Where a task may kill more than one worker, it kills more, but the others are kept as well."""
-    cluster, script = own
-    script.play(deadly=(7,), number=signal.SIGSEGV)
+    more = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
     told = Told()
 
-    with pytest.raises(bs.BatchserveError, match="partition 7") as caught:
-        bs.score(
-            folder / "in.csv", tmp_path / "out.parquet", scheduler=cluster.address, listener=told, **options
-        )
+    with scripted_cluster(tmp_path, 2, None, **more) as (cluster, script):
+        script.play(deadly=(7,), number=signal.SIGSEGV)
+        with pytest.raises(bs.BatchserveError, match="partition 7") as caught:
+            bs.score(
+                folder / "in.csv", tmp_path / "out.parquet", scheduler=cluster.address, listener=told,
+                **options,
+            )  # fmt: skip
 
     assert caught.value.exit_code == 70
     assert "allows 1 failures" in told.of(events.Noted)[0].text

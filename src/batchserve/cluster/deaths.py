@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from distributed import Client, KilledWorker
 
-_TRIES, _PAUSE_S = 10, 0.3
+_TRIES, _PAUSE_S = 40, 0.3
 _LOG_LINES = 200
 
 
