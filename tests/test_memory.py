@@ -124,9 +124,11 @@ def test_the_least_limit_counts() -> None:
     assert memory.limit_bytes(1 << 60) == memory.limit_bytes()
 
 
-@pytest.mark.parametrize(
-    ("need", "rows"), [(1, 1_024), (300, 192), (1_200, 64), (2_000, 32), (64_000, 1), (640_000, 1)]
-)
+FITTING = [(1, 1_024), (3_820, 192), (12_000, 64), (24_000, 32), (800_000, 1), (8_000_000, 1)]
+"""KiB for a row, and the rows that fit into 1 GiB: they take 0.7 of it, twice as many do not fit."""
+
+
+@pytest.mark.parametrize(("need", "rows"), FITTING)
 def test_rows_are_halved_until_they_fit(need: int, rows: int) -> None:
     """The rows of a run stay a multiple of 64 as long as 64 fit, and then go down to one."""
 
