@@ -143,7 +143,7 @@ def harass(home: Path, kills: int, seed: int, setups: Sequence[str] = ("threads"
         setups: `threads` for jobs on threads of the command's own process, `cluster` for jobs on
             a background cluster.
     """
-    material = Material(home)
+    material = Material(home.absolute())
     figures = Figures()
     for i, name in enumerate(setups):
         share = kills // len(setups) + (i < kills % len(setups))
@@ -541,6 +541,7 @@ class Trial:
 
     def _outcome(self, command: Command) -> int:
         """Wait for the end of a command, whether it was killed or not."""
+        self._pass(_PATIENCE_S, command)
         code = command.finish()
         if command.hung:
             self._fault(f"hung: {command.said}")
@@ -583,21 +584,24 @@ class Trial:
         else:
             later = {"cleaning", "leaving"} | ({"publishing"} if moment == "publishing" else set())
             while not command.ended and self._job.phase() not in later:
-                time.sleep(_POLL_S)
+                self._watch()
             self._pass(self._chance.uniform(0, _BRIEF_S), command)
         while not command.ended:
             if found := self._setup.victims(kind, command):
                 return self._chance.choice(found)
-            time.sleep(_POLL_S)
+            self._watch()
         return None
 
-    @staticmethod
-    def _pass(seconds: float, command: Command) -> None:
+    def _pass(self, seconds: float, command: Command) -> None:
         end = time.monotonic() + seconds
         while not command.ended and time.monotonic() < end:
-            time.sleep(_POLL_S)
+            self._watch()
 
     # -- what holds
+
+    def _watch(self) -> None:
+        self._check_output()
+        time.sleep(_POLL_S)
 
     def _check_output(self) -> None:
         """Check that the path holds what was there before, or the complete result from then on."""
@@ -608,7 +612,9 @@ class Trial:
 
     def _fault(self, what: str) -> None:
         kills = ", ".join(f"{kill.kind} while {kill.phase}" for kill in self._kills)
-        self._faults.append(f"{self._job.folder.name}, killed: {kills}: {what}")
+        text = f"{self._job.folder.name}, killed: {kills}: {what}"
+        if text not in self._faults:
+            self._faults.append(text)
 
     def _figures(self) -> Figures:
         wrong = held(self._job.output) != self._job.calm

@@ -234,6 +234,13 @@ def test_a_lock_keeps_a_second_process_out(tmp_path: Path) -> None:
         assert lock.exists()
 
 
+def test_whoever_holds_a_lock_that_cannot_be_read_is_another_process(tmp_path: Path) -> None:
+    """A lock file that went, or that a full disk left empty, says nothing of its holder."""
+    (tmp_path / "empty").touch()
+
+    assert {storage._holder(tmp_path / name) for name in ("gone", "empty")} == {"another process"}
+
+
 def test_an_output_that_is_being_written_is_exit_75(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
