@@ -16,7 +16,12 @@ from batchserve.storage import translated
 FILE_NAME = "batchserve.toml"
 ENV_PREFIX = "BATCHSERVE_"
 
-BESIDE_MAY_SET = frozenset({"model", "features", "map", "outputs", "prefix", "on_null", "type", "infer"})
+BESIDE_MAY_SET = frozenset(
+    {
+        "model", "features", "map", "set", "outputs", "prefix", "on_null", "on_nonfinite", "type", "infer",
+        "format", "delimiter", "quote", "escape", "header", "skip_lines", "encoding",
+    }
+)  # fmt: skip
 """What a config found beside the inputs may set: whoever made the data folder wrote it, so it
 may describe the data and its model but not run code, connect, or destroy."""
 
@@ -90,22 +95,52 @@ class Job(BaseModel):
     """Columns of a wide input, in order."""
     map: Pairs = {}
     """Model input name to column name, where they differ."""
+    set: Pairs = {}
+    """Model input name to the one value it always gets."""
     outputs: Names = ()
     """Outputs of the model to keep; all when empty."""
     prefix: str = ""
     """Put before the names of prediction columns."""
     rows_depend: bool = False
     """Accept a model whose rows change each other's scores."""
+    custom_ops: str | None = None
+    """Library of custom operators that the model needs: its code runs in every worker."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the model runs; there is no fall-back to another."""
     keep: Names = ("all",)
     """Input columns that pass through: all, none, or names."""
     on_null: Names = ()
     """What a null in a model column becomes: [COLUMN:]reject|nan|fill=VALUE."""
+    on_nonfinite: Literal["keep", "reject"] = "keep"
+    """What becomes of a row whose score is infinite or not a number."""
+    max_errors: Annotated[str, Field(pattern=r"^\s*(\d+|\d+(\.\d+)?%)\s*$")] = "0"
+    """Rows that may be rejected in an output that is published: a number, or a share like 0.1%."""
+    rejects: str | None = None
+    """File for rows that cannot be scored; beside the output by default."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Read only the first N records."""
+    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"] | None = None
+    """Format of the inputs; told from their suffixes by default."""
+    delimiter: str | None = None
+    """What stands between the fields of a text file; found by default."""
+    quote: str | None = None
+    """The quote character of a text file, or `none`; found by default."""
+    escape: str | None = None
+    """The character that takes the meaning from the next one, or `none`; found by default."""
+    header: Literal["yes", "no"] | None = None
+    """Whether the first record of a text file names the columns; found by default."""
+    skip_lines: Annotated[int, Field(ge=0)] | None = None
+    """Lines of a text file before its header; found by default."""
+    encoding: str | None = None
+    """Encoding of text files: utf-8 by default; UTF-16 and UTF-32 are known by their first bytes."""
     type: Pairs = {}
     """Column name to type, for text files."""
     infer: Literal["sample", "full"] = "sample"
     """Sample the files for column types, or read them all first."""
+    schema_drift: Literal["error", "widen"] = "error"
+    """Files with other columns than the first: refuse them, or fill and cast."""
+    add_source: bool = False
+    """Add the columns source_file and source_row to the output."""
     if_exists: Literal["error", "skip", "overwrite", "append"] = "error"
     """What to do with an output that is there."""
     overwrite: bool = False
@@ -161,14 +196,29 @@ class Options(TypedDict, total=False):
     model: str | os.PathLike[str] | None
     features: Sequence[str]
     map: Mapping[str, str]
+    set: Mapping[str, Any]
     outputs: Sequence[str]
     prefix: str
     rows_depend: bool
+    custom_ops: str | None
+    device: str
     keep: str | Sequence[str]
     on_null: str | Sequence[str]
+    on_nonfinite: str
+    max_errors: int | str
+    rejects: str | None
     limit: int | None
+    format: str | None
+    delimiter: str | None
+    quote: str | None
+    escape: str | None
+    header: str | None
+    skip_lines: int | None
+    encoding: str | None
     type: Mapping[str, str]
     infer: str
+    schema_drift: str
+    add_source: bool
     if_exists: str
     overwrite: bool
     fresh: bool
@@ -341,5 +391,12 @@ def _problem(detail: Any, origins: Mapping[str, str], lines: Mapping[str, int]) 
 
 
 def _allowed(key: str) -> str:
-    choices = get_args(Job.model_fields[key].annotation) if key in {"infer", "if_exists"} else ()
+    field = Job.model_fields.get(key)
+    choices = [c for c in _leaves(field.annotation) if isinstance(c, str)] if field else []
     return f"choose {' or '.join(choices)}" if choices else "see batchserve score --help"
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """Give what a Literal allows, also inside a union."""
+    for inner in get_args(annotation):
+        yield from _leaves(inner) if get_args(inner) else (inner,)

@@ -30,6 +30,10 @@ Map = Annotated[
     list[str] | None,
     option("--map", text="The column for a model input.", metavar="INPUT=COLUMN"),
 ]
+Set = Annotated[
+    list[str] | None,
+    option("--set", text="The one value that a model input gets for all rows.", metavar="INPUT=VALUE"),
+]
 Outputs = Annotated[
     list[str] | None,
     option("--outputs", text="Outputs of the model to keep.", metavar="NAMES"),
@@ -38,6 +42,12 @@ Prefix = Annotated[str | None, option("--prefix", text="Put before prediction co
 RowsDepend = Annotated[
     bool | None,
     option("--rows-depend", text="Accept a model whose rows change each other's scores."),
+]
+CustomOps = Annotated[
+    str | None, option("--custom-ops", text="Library of custom operators; its code is run.", metavar="LIB")
+]
+Device = Annotated[
+    str | None, option("--device", text="Where the model runs [default: cpu].", metavar="cpu|cuda")
 ]
 Keep = Annotated[
     list[str] | None,
@@ -49,7 +59,50 @@ OnNull = Annotated[
         metavar="[COL:]RULE",
     ),
 ]  # fmt: skip
+OnNonfinite = Annotated[
+    str | None,
+    option(
+        "--on-nonfinite",
+        text="What becomes of a row with an infinite or NaN score [default: keep].",
+        metavar="keep|reject",
+    ),
+]
+MaxErrors = Annotated[
+    str | None, option("--max-errors", text="Rows that may be rejected [default: 0].", metavar="N|P%")
+]
+RejectsFile = Annotated[
+    str | None,
+    option("--rejects", text="Where rejected rows go [default: beside the output].", metavar="PATH"),
+]
 Limit = Annotated[int | None, option("--limit", text="Read only the first N records.", metavar="N")]
+Format = Annotated[
+    str | None,
+    option(
+        "--format", text="Format of the inputs [default: by suffix].", metavar="csv|tsv|jsonl|parquet|arrow"
+    ),
+]
+Delimiter = Annotated[
+    str | None,
+    option("--delimiter", text="Between the fields of a text file [default: found].", metavar="CHAR"),
+]
+Quote = Annotated[
+    str | None,
+    option("--quote", text="Quote character of a text file [default: found].", metavar="CHAR|none"),
+]
+Escape = Annotated[
+    str | None,
+    option("--escape", text="Escape character of a text file [default: found].", metavar="CHAR|none"),
+]
+Header = Annotated[
+    str | None,
+    option("--header", text="Whether the first record names the columns [default: found].", metavar="yes|no"),
+]
+SkipLines = Annotated[
+    int | None, option("--skip-lines", text="Lines before the header [default: found].", metavar="N")
+]
+Encoding = Annotated[
+    str | None, option("--encoding", text="Encoding of text files [default: utf-8].", metavar="NAME")
+]
 Type = Annotated[
     list[str] | None,
     option("--type", text="The type of a column of a text file.", metavar="COL=TYPE"),
@@ -58,6 +111,15 @@ Infer = Annotated[
     str | None,
     option("--infer", text="Sample text files for types, or read them all.", metavar="sample|full"),
 ]
+SchemaDrift = Annotated[
+    str | None,
+    option(
+        "--schema-drift",
+        text="Files with other columns: refuse them, or fill and cast.",
+        metavar="error|widen",
+    ),
+]
+AddSource = Annotated[bool | None, option("--add-source", text="Add columns source_file and source_row.")]
 IfExists = Annotated[
     str | None,
     option("--if-exists", text="What to do with an output that is there [default: error].",
