@@ -365,3 +365,37 @@ def _value_dtype(values: list[dict[Any, Any]]) -> type[Any]:
     # onnxruntime hands a map's tensor(float) values out as Python floats.
     first = next(iter(values[0].values()), 0.0)
     return np.float32 if isinstance(first, float) else type(first)
+
+
+# -- scores -----------------------------------------------------------------------------------
+
+
+def nonfinite(column: pa.Array) -> NDArray[np.bool_] | None:
+    """Return in which rows of a column of scores there is an infinity or a NaN; None if in none.
+
+    Example:
+        >>> nonfinite(pa.array([1.0, float("nan")])), nonfinite(pa.array([1, 2]))
+        (array([False,  True]), None)
+    """
+    if isinstance(column, pa.ExtensionArray):
+        return nonfinite(column.storage)
+    wrong: NDArray[np.bool_]
+    if pa.types.is_struct(column.type):
+        fields = [each for field in column.flatten() if (each := nonfinite(field)) is not None]
+        wrong = np.asarray(np.any(fields, axis=0)) if fields else np.zeros(len(column), bool)
+    elif pa.types.is_fixed_size_list(column.type):
+        values = nonfinite(column.flatten())
+        flat = values.reshape(len(column), -1) if values is not None else np.zeros((len(column), 1), bool)
+        wrong = np.asarray(flat.any(axis=1))
+    elif pa.types.is_floating(column.type):
+        wrong = ~np.isfinite(raw_values(column))
+    else:
+        return None
+    return wrong if wrong.any() else None
+
+
+def filtered(column: pa.Array, good: NDArray[np.bool_]) -> pa.Array:
+    """Return only the entries of a column where `good` is true."""
+    if isinstance(column, pa.ExtensionArray):
+        return pa.ExtensionArray.from_storage(column.type, filtered(column.storage, good))
+    return column.filter(array_of(good))

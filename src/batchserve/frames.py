@@ -11,9 +11,11 @@ from batchserve.binding import Wish
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition
-from batchserve.model import Signature, identify, operators, session_for
+from batchserve.model import Runs, Signature, identify, operators, session_for
 from batchserve.planning import Plan
-from batchserve.scoring import Recipe, Tally
+from batchserve.rejects import Reject
+from batchserve.scoring import Recipe
+from batchserve.tally import Tally
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -187,14 +189,13 @@ def read_scored(partition: Partition, recipe: Recipe) -> "pd.DataFrame":
     Raises:
         DataError: Some rows cannot be scored.
     """
-    tally = Tally()
-    session = session_for(recipe.model)
+    found: list[Reject] = []
+    tally = Tally(lambda _, reject: found.append(reject))
     tables = [recipe.schema_.empty_table()]
-    for rows in scoring.aligned(scoring.encoded(partition, recipe, tally), recipe.batch_rows):
-        columns = scoring.predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
-        tables.append(pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_))
-    if groups := tally.rejects.groups():
-        first = groups[0].examples[0]
+    for rows, columns in scoring.scored(partition, recipe, Runs(session_for(recipe.model)), tally):
+        tables.append(pa.Table.from_arrays([*rows.encoded.kept.columns, *columns], schema=recipe.schema_))
+    if found:
+        first = found[0]
         shown = f"{first.place.path} byte {first.place.byte_offset}: {first.column} {first.reason}"
         raise DataError(f"{tally.rows_rejected:,} rows cannot be scored: {shown}", _NULLS)
     return _pandas(pa.concat_tables(tables))

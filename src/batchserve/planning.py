@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import __version__, codec, inputs, memory
+from batchserve import __version__, codec, inputs, memory, proof
 from batchserve.binding import Binding, Wish, bind
 from batchserve.codec import Prediction
 from batchserve.config import Job
@@ -37,7 +37,6 @@ from batchserve.model import (
     session_for,
 )
 from batchserve.outputs import PLAN_KEY, Amendment
-from batchserve.proof import prove, size_matters
 from batchserve.scoring import Recipe, padded
 from batchserve.storage import patiently
 
@@ -58,18 +57,21 @@ class Plan(BaseModel, frozen=True):
     partitions: tuple[Partition, ...]
     recipe: Recipe
     versions: dict[str, str]
-    rows_depend: bool
     types: dict[str, str]
     """Column types set by the user or by an amendment."""
     amended: dict[str, Amendment] = {}
     """Those of `types` that an amendment set; not part of the id, as the bytes are the same."""
     batch_rows_asked: int | None = None
     """The rows per run that the user asked for, or None; not part of the id either."""
+    asked: dict[str, Any] = {}
+    """What the user asked of model and rows, to score other rows alike; not part of the id either."""
 
     @cached_property
     def plan_id(self) -> str:
         """The sha256 of all that changes bytes."""
-        unseen: dict[str, Any] = {"amended": True, "batch_rows_asked": True, "recipe": {"model": {"path"}}}
+        unseen: dict[str, Any] = {
+            "amended": True, "batch_rows_asked": True, "asked": True, "recipe": {"model": {"path"}},
+        }  # fmt: skip
         content = self.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -136,8 +138,14 @@ def make(
     partitions = _partitions(job, sources)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
-        rows_depend=job.rows_depend, types=types,
+        types=types, asked=job.model_dump(include=_ASKED, exclude_defaults=True, mode="json"),
     )  # fmt: skip
+
+
+_ASKED = {
+    "features", "map", "set", "outputs", "prefix", "custom_ops", "device", "rows_depend", "keep", "on_null",
+    "on_nonfinite",
+}  # fmt: skip
 
 
 def named_model(job: Job) -> ModelSpec:
@@ -180,11 +188,13 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     if not (job.batch_rows or signature.fixed_batch):
         batch_rows = _fitting(job, spec, names, tensors, batch_rows)
         tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
+    if not job.rows_depend:
+        tensors = proof.runnable(session, names, tensors, batch_rows)
     predictions, added = _observed(session, names, job.prefix, tensors, batch_rows)
     _check_clash(predictions, keep)
     if not job.rows_depend:
-        prove(spec, session, predictions, tensors, batch_rows)
-    matters = signature.fixed_batch is None and size_matters(session, predictions, tensors, batch_rows)
+        proof.prove(spec, session, predictions, tensors, batch_rows)
+    matters = signature.fixed_batch is None and proof.size_matters(session, predictions, tensors, batch_rows)
     wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
     reading = Reading(
         schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows
@@ -193,7 +203,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     return Recipe(
         model=spec, reading=reading, binding=binding, predictions=predictions, keep=keep,
         schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
-        size_matters=matters,
+        rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
     )  # fmt: skip
 
 

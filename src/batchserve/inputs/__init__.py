@@ -10,9 +10,10 @@ One module per format, each with the same three functions:
 """
 
 import base64
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from batchserve.errors import DataError, UsageError
-from batchserve.rejects import Place, Reject
+from batchserve.rejects import RAW_BYTES, VALUE_CHARACTERS, Place, Reject, RejectClass, shown
 from batchserve.storage import patiently, transient_reading
 
 T = TypeVar("T")
@@ -124,6 +125,16 @@ class Reading(BaseModel):
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What is wrong with a row."""
+
+    kind: RejectClass
+    column: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Look:
     """What is known of a file before reading it."""
 
@@ -138,18 +149,31 @@ class Block:
 
     batch: pa.RecordBatch
     path: str
-    base: int
-    """Byte offset of the raw text in the file, or records before the block (Parquet)."""
+    base: int = 0
+    """Byte offset of the raw text in the file."""
     raw: bytes | None = None
-    """The text the rows were read from, whole records."""
+    """The text the rows were read from, whole records; None for formats that are no text."""
     format: Format = "parquet"
+
+    def reject(self, row: int, record: int, fault: Fault) -> Reject:
+        """Build the reject for row `row` of the batch, which is record `record` of the slice."""
+        place = self.place(row).model_copy(update={"record": record})
+        return bad_record(fault, place, self._record(row)).reject
 
     def place(self, row: int) -> Place:
         """Return where row `row` of the batch is in its file."""
+        return Place(path=self.path, byte_offset=None if self.raw is None else self.base + self._starts[row])
+
+    def _record(self, row: int) -> bytes:
         if self.raw is None:
-            return Place(path=self.path, record=self.base + row)
-        starts = _module(self.format).record_starts(self.raw)
-        return Place(path=self.path, byte_offset=self.base + starts[row])
+            return json.dumps(self.batch.slice(row, 1).to_pylist()[0], default=str).encode()
+        stop = self._starts[row + 1] if row + 1 < len(self._starts) else len(self.raw)
+        return self.raw[self._starts[row] : stop]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts: list[int] = _module(self.format).record_starts(self.raw)
+        return starts
 
 
 @dataclass(frozen=True)
@@ -157,6 +181,16 @@ class BadRecord:
     """A record that could not be read, as a reject."""
 
     reject: Reject
+
+
+def bad_record(fault: Fault, place: Place, raw: bytes) -> BadRecord:
+    """Build the reject for the record `raw`; raw text and value are cut to what is kept."""
+    value = fault.value[:VALUE_CHARACTERS]
+    reject = Reject(
+        kind=fault.kind, column=fault.column, place=place, value=value, reason=fault.reason,
+        raw=shown(raw), cut=len(raw) > RAW_BYTES,
+    )  # fmt: skip
+    return BadRecord(reject)
 
 
 @dataclass(frozen=True)
@@ -308,12 +342,3 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     """
     with transient_reading(part.path):
         yield from _module(part.format).read(part, reading)
-
-
-def line_of(place: Place, *, gzip: bool) -> int | None:
-    """Return the line (1 is the first) of a place in a text file; None for Parquet."""
-    if place.byte_offset is None:
-        return None
-    from batchserve.inputs import records
-
-    return records.count_lines(place.path, place.byte_offset, gzip=gzip)

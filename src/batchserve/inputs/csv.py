@@ -14,21 +14,22 @@ from batchserve.codec import NULL_TEXTS, empty_batch, empty_to_null, number_or_n
 from batchserve.errors import DataError, raise_all
 from batchserve.inputs import (
     OPEN_END,
-    BadRecord,
     Block,
     Extent,
+    Fault,
     Item,
     Look,
     Reading,
     Slice,
     Source,
     TypeMisfit,
+    bad_record,
     drift,
     inference,
     quotes,
     records,
 )
-from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
+from batchserve.rejects import Place
 
 _QUOTE = b'"'
 _BLANK = (b"", b"\r", b"\n")
@@ -206,8 +207,8 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             yield item
         elif isinstance(item, records.Endless):
             place = Place(path=part.path, byte_offset=item.base)
-            reason = "a quote opened in this record is never closed"
-            yield BadRecord(Reject(kind="PARSE", column="", place=place, value="", reason=reason))
+            fault = Fault("PARSE", "", "", "a quote opened in this record is never closed")
+            yield bad_record(fault, place, item.raw)
         else:
             yield from _blocks(item, part.path, reading)
 
@@ -231,7 +232,9 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
             yield from _altered(block, reading)
             yield block
         else:
-            yield _explained(raw, Place(path=path, byte_offset=base), reading)
+            place = Place(path=path, byte_offset=base)
+            found = _explained(raw, place, reading)
+            yield bad_record(found, place, raw) if isinstance(found, Fault) else found
 
 
 def _altered(block: Block, reading: Reading) -> Iterator[TypeMisfit]:
@@ -308,18 +311,18 @@ def _parse(raw: bytes, schema: pa.Schema, columns: Sequence[str]) -> pa.RecordBa
     return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
 
 
-def _explained(raw: bytes, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
+def _explained(raw: bytes, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Say why Arrow refused one record: not a record, or a text that is not of its type."""
     schema = reading.schema_
     try:
         row = _parse(raw, inference.as_texts(schema), schema.names).to_pylist()[0]
     except (*_REFUSED, IndexError) as error:
-        return _bad("PARSE", "", place, _shown(raw), _reason(error))
+        return Fault("PARSE", "", "", _reason(error))
     for name in reading.columns:
         kind, value = schema.field(name).type, row[name]
         if value is not None and _misfit(value, kind):
             return _judged(name, kind, value, place, reading)
-    return _bad("PARSE", "", place, _shown(raw), "cannot be read")
+    return Fault("PARSE", "", "", "cannot be read")
 
 
 def _misfit(value: str, kind: pa.DataType) -> bool:
@@ -332,23 +335,13 @@ def _misfit(value: str, kind: pa.DataType) -> bool:
     return False
 
 
-def _judged(
-    name: str, kind: pa.DataType, value: str, place: Place, reading: Reading
-) -> BadRecord | TypeMisfit:
+def _judged(name: str, kind: pa.DataType, value: str, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Reject a text where a number is needed or the user set the type; else amend the plan."""
     if name in reading.fixed:
-        return _bad("CAST", name, place, value, f"is no {kind}, the type that --type gave")
+        return Fault("CAST", name, value, f"is no {kind}, the type that --type gave")
     if name in reading.numeric and number_or_none(value) is None:
-        return _bad("CAST", name, place, value, "is no number")
+        return Fault("CAST", name, value, "is no number")
     return TypeMisfit(column=name, place=place, value=value, becomes="text")
-
-
-def _bad(kind: RejectClass, column: str, place: Place, value: str, reason: str) -> BadRecord:
-    return BadRecord(Reject(kind=kind, column=column, place=place, value=value, reason=reason))
-
-
-def _shown(raw: bytes) -> str:
-    return raw[:RAW_CHARACTERS].decode("utf-8", "backslashreplace").rstrip("\r\n")
 
 
 def _reason(error: Exception) -> str:

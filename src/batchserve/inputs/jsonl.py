@@ -12,19 +12,20 @@ from batchserve.codec import empty_batch, number_or_none
 from batchserve.errors import DataError
 from batchserve.inputs import (
     OPEN_END,
-    BadRecord,
     Block,
     Extent,
+    Fault,
     Item,
     Look,
     Reading,
     Slice,
     Source,
     TypeMisfit,
+    bad_record,
     records,
 )
 from batchserve.inputs.inference import named_types
-from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
+from batchserve.rejects import Place
 
 _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
 _SAMPLE_BYTES = 1 << 20
@@ -144,7 +145,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             yield item
         elif isinstance(item, records.Endless):
             place = Place(path=part.path, byte_offset=item.base)
-            yield _bad("PARSE", "", place, "", "this line does not end")
+            yield bad_record(Fault("PARSE", "", "", "this line does not end"), place, item.raw)
         else:
             yield from _blocks(item, part.path, reading)
 
@@ -160,7 +161,9 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
         if batch is not None:
             yield Block(batch.select(list(reading.columns)), path, base, raw, "jsonl")
         else:
-            yield _explained(raw, Place(path=path, byte_offset=base), reading)
+            place = Place(path=path, byte_offset=base)
+            found = _explained(raw, place, reading)
+            yield bad_record(found, place, raw) if isinstance(found, Fault) else found
 
 
 def _pieces(
@@ -189,24 +192,23 @@ def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([c.chunk(0) for c in table.columns], schema=schema)
 
 
-def _explained(raw: bytes, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
+def _explained(raw: bytes, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Say why Arrow refused one line."""
-    shown = raw[:RAW_CHARACTERS].decode("utf-8", "backslashreplace").strip()
     try:
         row = json.loads(raw)
     except ValueError:
-        return _bad("PARSE", "", place, shown, "is no JSON")
+        return Fault("PARSE", "", "", "is no JSON")
     if not isinstance(row, dict):
-        return _bad("PARSE", "", place, shown, "is no JSON object")
+        return Fault("PARSE", "", "", "is no JSON object")
     unknown = [key for key in row if key not in reading.schema_.names]
     if unknown:
         reason = f"key {', '.join(unknown)} was in no sampled line; --infer full reads every line"
-        return _bad("PARSE", unknown[0], place, shown, reason)
+        return Fault("PARSE", unknown[0], "", reason)
     for name, value in row.items():
         field = reading.schema_.field(name)
         if _misfit(name, value, field):
             return _judged(field, value, place, reading)
-    return _bad("PARSE", "", place, shown, "cannot be read")
+    return Fault("PARSE", "", "", "cannot be read")
 
 
 def _misfit(name: str, value: Any, field: pa.Field) -> bool:
@@ -217,16 +219,12 @@ def _misfit(name: str, value: Any, field: pa.Field) -> bool:
     return False
 
 
-def _judged(field: pa.Field, value: Any, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
+def _judged(field: pa.Field, value: Any, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Widen an integer column that meets a fraction; reject what no number can be."""
     whole = pa.types.is_integer(field.type) and field.name not in reading.fixed
     if whole and isinstance(value, float):
         return TypeMisfit(field.name, place, str(value), becomes="double")
     if field.name in reading.numeric and number_or_none(str(value)) is None:
-        return _bad("CAST", field.name, place, str(value), "is no number")
+        return Fault("CAST", field.name, str(value), "is no number")
     reason = f"is no {field.type}; --type {field.name}=TYPE or --infer full decides otherwise"
-    return _bad("CAST", field.name, place, str(value), reason)
-
-
-def _bad(kind: RejectClass, column: str, place: Place, value: str, reason: str) -> BadRecord:
-    return BadRecord(Reject(kind=kind, column=column, place=place, value=value, reason=reason))
+    return Fault("CAST", field.name, str(value), reason)

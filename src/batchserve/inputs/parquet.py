@@ -119,7 +119,6 @@ def _range(source: Source, start: int, stop: int, record: int, size: int) -> Sli
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
     """Read a range of row groups as record batches, then give its extent in row groups."""
-    base = part.first_record
     runs = max(1, _LEAST_BATCH_ROWS // reading.batch_rows)
     with _opened(part.path) as file:
         batches = file.iter_batches(
@@ -129,6 +128,5 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             use_threads=False,
         )
         for batch in batches:
-            yield Block(_plain(batch.select(list(reading.columns))), part.path, base)
-            base += batch.num_rows
+            yield Block(_plain(batch.select(list(reading.columns))), part.path)
     yield Extent(part.start, part.stop)

@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 
 from batchserve.errors import DataError
 from batchserve.inputs import OPEN_END, Extent, Slice
+from batchserve.rejects import RAW_BYTES
 from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
@@ -43,9 +44,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Endless:
-    """A record that does not end: where it starts."""
+    """A record that does not end: where it starts, and its own start."""
 
     base: int
+    raw: bytes
 
 
 @contextmanager
@@ -98,7 +100,7 @@ def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Ex
                 yield Chunk(base, buffer[:stop] if stop < len(buffer) else buffer)
             base, carry = base + stop, buffer[stop:]
         if state == _ENDLESS:
-            yield Endless(base)
+            yield Endless(base, carry[: RAW_BYTES + 1])
         # Nothing after an endless record can be read: later slices of the file are empty.
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
@@ -147,14 +149,31 @@ def first_line(file: BinaryIO, target: int) -> int:
     return position
 
 
-def count_lines(path: str, offset: int, *, gzip: bool) -> int:
-    """Return the line, counted from 1, that byte `offset` of a text file is in."""
-    lines = 1
+class LineCounter:
+    """Tells the lines of places in one text file, asked for in order; the file is read once."""
+
+    def __init__(self, path: str, *, gzip: bool) -> None:
+        self._blocks = _blocks(path, gzip=gzip)
+        self._block = b""
+        self._base = self._at = 0
+        self._line = 1
+
+    def line_of(self, offset: int) -> int:
+        """Return the line, counted from 1, that byte `offset` is in; not before the last one asked for."""
+        while offset > self._base + len(self._block):
+            self._line += self._block.count(b"\n", self._at)
+            self._base += len(self._block)
+            self._block, self._at = next(self._blocks), 0
+        passed = offset - self._base
+        self._line += self._block.count(b"\n", self._at, passed)
+        self._at = passed
+        return self._line
+
+
+def _blocks(path: str, *, gzip: bool) -> Iterator[bytes]:
     with opened(path, gzip=gzip) as file:
-        while offset > 0 and (block := read_exactly(file, min(BLOCK_BYTES, offset))):
-            lines += block.count(b"\n")
-            offset -= len(block)
-    return lines
+        while block := read_exactly(file, 1 << 20):
+            yield block
 
 
 LINES = Boundaries(first_line, line_end_at, last_line_end)
