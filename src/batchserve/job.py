@@ -198,7 +198,7 @@ def _scored(
         if outcome.receipt:
             return made, outcome
         amended |= outcome.amended
-        places = {name: where(a.place, made.sources) for name, a in outcome.amended.items()}
+        places = {name: where(a.place, made) for name, a in outcome.amended.items()}
         listener.on(events.Amended(columns=places))
 
 
@@ -396,6 +396,6 @@ def _report(made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt
         path=shortest(str(found.path)), receipt=receipt, partitions=len(made.partitions),
         workers=outcome.workers, in_place=outcome.in_place, seconds=time.perf_counter() - started,
         bytes_in=sum(source.size_bytes for source in receipt.inputs), size_bytes=receipt.size_bytes,
-        amended={name: where(a.place, made.sources) for name, a in made.amended.items()},
+        amended={name: where(a.place, made) for name, a in made.amended.items()},
         skipped=outcome.skipped, rows_before=outcome.rows_before,
     )  # fmt: skip

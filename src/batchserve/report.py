@@ -10,7 +10,6 @@ from batchserve import inputs, workspace
 from batchserve.binding import Feed
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
-from batchserve.inputs import Source
 from batchserve.model import session_for
 from batchserve.planning import BATCH_ROWS, Plan
 from batchserve.rejects import Place, Reject, RejectGroup
@@ -118,13 +117,13 @@ def rejected(made: Plan, rows_in: int, groups: Sequence[RejectGroup]) -> DataErr
     for group in groups:
         column = f" {group.column}" if group.column else ""
         lines.append(f"  {group.kind}{column}: {group.rows:,} row{'s' if group.rows > 1 else ''}")
-        lines += [f"    {_shown(example, made.sources)}" for example in group.examples]
+        lines += [f"    {_shown(example, made)}" for example in group.examples]
     return DataError("\n".join(lines), "; ".join(dict.fromkeys(map(_way_on, groups))))
 
 
-def _shown(reject: Reject, sources: Sequence[Source]) -> str:
+def _shown(reject: Reject, made: Plan) -> str:
     value = f" {reject.value!r}" if reject.value else ""
-    return f"{where(reject.place, sources)}:{value} {reject.reason}"
+    return f"{where(reject.place, made)}:{value} {reject.reason}"
 
 
 def _way_on(group: RejectGroup) -> str:
@@ -136,15 +135,16 @@ def _way_on(group: RejectGroup) -> str:
     return f"correct {group.column}, or read another column: --map INPUT=COLUMN, or --features"
 
 
-def where(place: Place, sources: Sequence[Source]) -> str:
+def where(place: Place, made: Plan) -> str:
     """Return a place as people write it: file and line, or file and row for Parquet.
 
     The line is counted only now, from the byte offset.
     """
     if place.byte_offset is None:
         return f"{shortest(place.path)} row {(place.record or 0) + 1:,}"
-    packed = next((source.gzip for source in sources if source.path == place.path), False)
-    return f"{shortest(place.path)}:{inputs.line_of(place, gzip=packed)}"
+    packed = next((source.gzip for source in made.sources if source.path == place.path), False)
+    line = inputs.line_of(place, gzip=packed, dialect=made.recipe.reading.dialect)
+    return f"{shortest(place.path)}:{line}"
 
 
 def shortest(path: str) -> str:
@@ -164,10 +164,20 @@ def plan_facts(made: Plan) -> dict[str, str]:
         f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
         "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
     }
+    facts |= _written(made)
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
+
+
+def _written(made: Plan) -> dict[str, str]:
+    """Return how text files are written, where there is something to say of it."""
+    form = made.sources[0].format if made.sources else "parquet"
+    encoding = made.dialect.dialect.encoding
+    if form == "csv":
+        return {"dialect": str(made.dialect)}
+    return {"encoding": encoding} if encoding != "utf-8" else {}
 
 
 def _lowered(made: Plan) -> str:

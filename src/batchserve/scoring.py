@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -180,7 +181,7 @@ def _limited(block: Block, limit: int | None, tally: Tally) -> Block:
     rows = block.batch.num_rows
     if limit is not None and rows > limit - tally.rows_in:
         batch = block.batch.slice(0, limit - tally.rows_in)
-        return Block(batch, block.path, block.base, block.raw, block.format)
+        return replace(block, batch=batch)
     return block
 
 

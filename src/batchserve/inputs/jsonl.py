@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import json as pajson
 
 from batchserve.codec import empty_batch, number_or_none
-from batchserve.errors import DataError
+from batchserve.errors import DataError, raise_all
 from batchserve.inputs import (
     OPEN_END,
     BadRecord,
@@ -21,8 +21,10 @@ from batchserve.inputs import (
     Slice,
     Source,
     TypeMisfit,
+    encodings,
     records,
 )
+from batchserve.inputs.dialect import Asked, Dialect, Found
 from batchserve.inputs.inference import named_types
 from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
 
@@ -30,8 +32,9 @@ _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
 _SAMPLE_BYTES = 1 << 20
 
 
-def record_starts(raw: bytes) -> list[int]:
+def record_starts(raw: bytes, dialect: Dialect | None = None) -> list[int]:
     """Return where each record of `raw` starts, blank lines left out as the reader does."""
+    del dialect
     starts, at = [], 0
     for line in raw.splitlines(keepends=True):
         if line.strip():
@@ -46,17 +49,20 @@ def look(
     infer: str,
     types: dict[str, str],
     hints: dict[str, str],
+    asked: Asked,
 ) -> Look:
     """Find the keys of all objects and the type each keeps.
 
     Raises:
         DataError: No object could be read.
-        UsageError: `types` names an unknown key or type.
+        UsageError: `types` names an unknown key or type, or the user said what only CSV has.
     """
-    del sources  # a key that a file lacks is null there: JSON has no header to compare
+    raise_all(list(asked.misplaced("JSON", "encoding")))
+    # Only its mark is read of the first: a key that a file lacks is null there.
+    dialect = Dialect(encoding=asked.encoding or encodings.marked(_head(sources[0])) or encodings.UTF_8)
     full = infer == "full"
-    texts = [chunk for source in sampled for chunk in _sample(source, full=full)]
-    tables = [table for text in texts for table in _inferred(text)]
+    texts = [chunk for source in sampled for chunk in _sample(source, dialect, full=full)]
+    tables = [table for text in texts for table in _inferred(text, dialect)]
     if not tables:
         path = sampled[0].path
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
@@ -65,27 +71,38 @@ def look(
     merged = _merged([table.schema for table in tables])
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _rows(texts[0], schema))
+    return Look(schema, _rows(texts[0], schema, dialect), Found(dialect=dialect, said=asked.said))
 
 
-def _sample(source: Source, *, full: bool) -> Iterator[bytes]:
+def _head(source: Source) -> bytes:
+    with records.opened(source.path, gzip=source.gzip) as file:
+        return records.read_exactly(file, 4)
+
+
+def _start(source: Source) -> int:
+    """Return where the first line starts: after the mark of UTF-8, if there is one."""
+    return len(encodings.BOM) if _head(source).startswith(encodings.BOM) else 0
+
+
+def _sample(source: Source, dialect: Dialect, *, full: bool) -> Iterator[bytes]:
     stop = OPEN_END if full else _SAMPLE_BYTES
-    part = _slice(source, 0, stop, exact=True)
-    for item in records.chunks(part, records.LINES):
+    part = _slice(source, _start(source), stop, exact=True)
+    for item in records.chunks(part, records.LINES, dialect.encoding):
         if isinstance(item, records.Chunk) and item.raw.strip():
             yield item.raw
 
 
-def _inferred(raw: bytes) -> Iterator[pa.Table]:
+def _inferred(raw: bytes, dialect: Dialect) -> Iterator[pa.Table]:
     """Read lines with the types Arrow finds; where it refuses, halve down to single lines."""
     try:
-        yield pajson.read_json(pa.BufferReader(raw), read_options=_whole(raw))
+        text = dialect.as_utf8(raw)
+        yield pajson.read_json(pa.BufferReader(text), read_options=_whole(text))
     except _REFUSED:
         starts = record_starts(raw)
         if len(starts) > 1:
             middle = starts[len(starts) // 2]
-            yield from _inferred(raw[:middle])
-            yield from _inferred(raw[middle:])
+            yield from _inferred(raw[:middle], dialect)
+            yield from _inferred(raw[middle:], dialect)
 
 
 def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -107,9 +124,9 @@ def _whole(raw: bytes) -> pajson.ReadOptions:
     return pajson.ReadOptions(use_threads=False, block_size=len(raw) + 1)
 
 
-def _rows(raw: bytes, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
+def _rows(raw: bytes, schema: pa.Schema, dialect: Dialect, most: int = 4096) -> pa.RecordBatch:
     starts = [*record_starts(raw), len(raw)]
-    pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema)
+    pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema, dialect)
     good = [batch for _, _, batch in pieces if batch is not None]
     return (
         pa.Table.from_batches(good, schema).combine_chunks().to_batches()[0] if good else empty_batch(schema)
@@ -123,10 +140,14 @@ def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: in
     )  # fmt: skip
 
 
-def split(source: Source, target_bytes: int) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
-    count = 1 if source.gzip else max(1, -(-source.size_bytes // target_bytes))
-    edges = [source.size_bytes * i // count for i in range(count)]
+def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
+    """Cut a file into ranges of equal size, none over `target_bytes`.
+
+    A gzip stays whole, and so does a file that has to be decoded from its start.
+    """
+    whole = source.gzip or dialect.streamed
+    count = 1 if whole else max(1, -(-source.size_bytes // target_bytes))
+    edges = [_start(source), *(source.size_bytes * i // count for i in range(1, count))]
     size = source.size_bytes // count
     stops = [*edges[1:], OPEN_END]
     ranges = enumerate(zip(edges, stops, strict=True))
@@ -139,7 +160,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     Yields:
         Blocks, and in their place the lines that cannot be read; at last the extent.
     """
-    for item in records.chunks(part, records.LINES):
+    for item in records.chunks(part, records.LINES, reading.dialect.encoding):
         if isinstance(item, Extent):
             yield item
         elif isinstance(item, records.Endless):
@@ -149,13 +170,13 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             yield from _blocks(item, part.path, reading)
 
 
-def extent(part: Slice) -> Extent:
+def extent(part: Slice, dialect: Dialect) -> Extent:
     """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, records.LINES)
+    return records.extent(part, records.LINES, dialect.encoding)
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:
-    for start, stop, batch in _pieces(chunk.raw, reading.schema_):
+    for start, stop, batch in _pieces(chunk.raw, reading.schema_, reading.dialect):
         raw, base = chunk.raw[start:stop], chunk.base + start
         if batch is not None:
             yield Block(batch.select(list(reading.columns)), path, base, raw, "jsonl")
@@ -164,13 +185,13 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
 
 
 def _pieces(
-    raw: bytes, schema: pa.Schema, start: int = 0
+    raw: bytes, schema: pa.Schema, dialect: Dialect, start: int = 0
 ) -> Iterator[tuple[int, int, pa.RecordBatch | None]]:
     """Parse whole lines; where Arrow refuses, halve until only the guilty lines are left."""
     if not raw.strip():
         return
     try:
-        batch = _parse(raw, schema)
+        batch = _parse(dialect.as_utf8(raw), schema)
     except _REFUSED:
         batch = None
     starts = [0] if batch is not None else record_starts(raw)
@@ -178,8 +199,8 @@ def _pieces(
         yield start, start + len(raw), batch
         return
     middle = starts[len(starts) // 2]
-    yield from _pieces(raw[:middle], schema, start)
-    yield from _pieces(raw[middle:], schema, start + middle)
+    yield from _pieces(raw[:middle], schema, dialect, start)
+    yield from _pieces(raw[middle:], schema, dialect, start + middle)
 
 
 def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
@@ -193,7 +214,7 @@ def _explained(raw: bytes, place: Place, reading: Reading) -> BadRecord | TypeMi
     """Say why Arrow refused one line."""
     shown = raw[:RAW_CHARACTERS].decode("utf-8", "backslashreplace").strip()
     try:
-        row = json.loads(raw)
+        row = json.loads(reading.dialect.as_utf8(raw))
     except ValueError:
         return _bad("PARSE", "", place, shown, "is no JSON")
     if not isinstance(row, dict):

@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 
 from batchserve.errors import DataError
 from batchserve.inputs import OPEN_END, Extent, Slice
+from batchserve.inputs.encodings import UTF_8, as_utf8
 from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
@@ -30,6 +31,8 @@ class Boundaries:
     """(text that starts at a record, least) -> the first record end at or after `least`, or -1."""
     last_end: Callable[[bytes], int]
     """text that starts at a record -> the end of the last whole record, or -1."""
+    terminator: bytes = b"\n"
+    """The last byte of a record."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,14 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Extent]:
-    """Cut a slice into chunks of whole records, then give its extent."""
-    with opened(part.path, gzip=part.gzip) as file:
+def chunks(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Iterator[Chunk | Endless | Extent]:
+    """Cut a slice into chunks of whole records, then give its extent.
+
+    Offsets and texts are those of the unpacked file, or of its UTF-8 text if its encoding
+    has to be decoded as a stream.
+    """
+    with opened(part.path, gzip=part.gzip) as stored:
+        file = as_utf8(stored, encoding)
         start = part.start if part.exact else boundaries.first(file, part.start)
         if start >= part.stop:
             yield Extent(start, start)
@@ -103,9 +111,9 @@ def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Ex
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
 
-def extent(part: Slice, boundaries: Boundaries) -> Extent:
+def extent(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Extent:
     """Return the exact extent of a slice without reading its rows."""
-    items = chunks(part, boundaries)
+    items = chunks(part, boundaries, encoding)
     return next(item for item in items if isinstance(item, Extent))
 
 
@@ -119,42 +127,48 @@ def _cut(buffer: bytes, least: int, boundaries: Boundaries, *, at_end: bool) -> 
     whole = max(0, boundaries.last_end(buffer))
     if not at_end:
         return whole, _MORE if len(buffer) - whole <= MAX_RECORD_BYTES else _ENDLESS
-    # The last record of a file needs no line end: lend it one to see whether it is whole.
+    # The last record of a file needs no line end: lend it one to see whether it is whole (and
+    # a second one, should an escape character take the meaning from the first).
     rest = buffer[whole:]
-    if not rest or boundaries.end_at(rest + b"\n", len(rest)) >= 0:
+    if not rest or boundaries.end_at(rest + 2 * boundaries.terminator, len(rest)) >= 0:
         return len(buffer), _DONE
     return whole, _ENDLESS
 
 
-def line_end_at(buffer: bytes, least: int) -> int:
+def line_end_at(buffer: bytes, least: int, terminator: bytes = b"\n") -> int:
     """Return the first line end at or after `least`, or -1."""
-    return buffer.find(b"\n", max(0, least - 1)) + 1 or -1
+    return buffer.find(terminator, max(0, least - 1)) + 1 or -1
 
 
-def last_line_end(buffer: bytes) -> int:
+def last_line_end(buffer: bytes, terminator: bytes = b"\n") -> int:
     """Return the end of the last whole line, or -1."""
-    return buffer.rfind(b"\n") + 1 or -1
+    return buffer.rfind(terminator) + 1 or -1
 
 
-def first_line(file: BinaryIO, target: int) -> int:
+def first_line(file: BinaryIO, target: int, terminator: bytes = b"\n") -> int:
     """Return the start of the first line at or after byte `target` (or the file's end)."""
     file.seek(target - 1)
     position = target - 1
     while block := read_exactly(file, 1 << 16):
-        if (found := block.find(b"\n")) >= 0:
+        if (found := block.find(terminator)) >= 0:
             return position + found + 1
         position += len(block)
     return position
 
 
-def count_lines(path: str, offset: int, *, gzip: bool) -> int:
-    """Return the line, counted from 1, that byte `offset` of a text file is in."""
-    lines = 1
-    with opened(path, gzip=gzip) as file:
+def count_lines(path: str, offset: int, *, gzip: bool, encoding: str = UTF_8) -> int:
+    """Return the line, counted from 1, that byte `offset` of a text file is in.
+
+    Lines end in a line feed; in a file that has none before the offset, in a carriage return.
+    """
+    feeds = returns = 0
+    with opened(path, gzip=gzip) as stored:
+        file = as_utf8(stored, encoding)
         while offset > 0 and (block := read_exactly(file, min(BLOCK_BYTES, offset))):
-            lines += block.count(b"\n")
+            feeds += block.count(b"\n")
+            returns += block.count(b"\r") if not feeds else 0
             offset -= len(block)
-    return lines
+    return 1 + (feeds or returns)
 
 
 LINES = Boundaries(first_line, line_end_at, last_line_end)
