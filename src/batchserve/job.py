@@ -37,7 +37,7 @@ from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan, Problems
 from batchserve.rejects import merged
-from batchserve.report import Report, rejected, shortest, where
+from batchserve.report import Report, dialect_note, rejected, shortest, where
 from batchserve.runner import Runner
 from batchserve.storage import translated, translated_writing
 from batchserve.target import Target
@@ -194,6 +194,8 @@ def _scored(
         made = _planned(job, work, problems, amended)
         if work.target is None:
             raise UsageError("no output is named", "say where the rows go")
+        if not amended and (note := dialect_note(made)):
+            listener.on(events.Noted(text=note))
         outcome = _run(job, made, work, work.target, listener, cluster)
         if outcome.receipt:
             return made, outcome

@@ -139,6 +139,11 @@ def make(
         recipe = recipe_for(job, spec, look, tuple(types))
     except StallError as error:
         raise StallError(f"{spec.path}, on the first rows: {error.message}", error.hint) from error
+    except ModelError as error:
+        if look.found.doubtful:  # then the columns may not be what they seem
+            hint = f"{error.hint or 'look at its columns'}; the file was read with {look.found}"
+            raise type(error)(error.message, hint) from error
+        raise
     partitions = _partitions(job, sources, look.found.dialect)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),

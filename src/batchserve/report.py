@@ -180,6 +180,13 @@ def _written(made: Plan) -> dict[str, str]:
     return {"encoding": encoding} if encoding != "utf-8" else {}
 
 
+def dialect_note(made: Plan) -> str | None:
+    """Return what people should know of how the files were read, if anything."""
+    if not made.sources or made.sources[0].format != "csv" or not made.dialect.doubtful:
+        return None
+    return f"{shortest(made.sources[0].path)} is read with {made.dialect}"
+
+
 def _lowered(made: Plan) -> str:
     fixed = session_for(made.recipe.model).signature().fixed_batch
     lowered = made.batch_rows_asked is None and fixed is None and made.recipe.batch_rows < BATCH_ROWS

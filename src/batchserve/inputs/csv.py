@@ -287,11 +287,19 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
         if isinstance(item, Extent):
             yield item
         elif isinstance(item, records.Endless):
-            place = Place(path=part.path, byte_offset=item.base)
-            reason = "a quote opened in this record is never closed"
-            yield BadRecord(Reject(kind="PARSE", column="", place=place, value="", reason=reason))
+            yield _endless(item, part.path)
         else:
             yield from _blocks(item, part.path, reading)
+
+
+def _endless(record: records.Endless, path: str) -> BadRecord:
+    """Say that a record does not end: whatever follows it cannot be told from it."""
+    if record.size_bytes > records.MAX_RECORD_BYTES:
+        reason = f"is longer than {records.MAX_RECORD_BYTES >> 20} MiB: is a quote in it never closed?"
+    else:
+        rest = f"the {record.size_bytes:,} bytes to the end of the file are one record"
+        reason = f"a quote opened in this record is never closed: {rest}"
+    return _bad("PARSE", "", Place(path=path, byte_offset=record.base), _shown(record.raw), reason)
 
 
 def extent(part: Slice, dialect: Dialect) -> Extent:
@@ -455,4 +463,6 @@ def _reason(error: Exception, dialect: Dialect) -> str:
     if isinstance(error, UnicodeDecodeError) or "UTF8" in text:
         return f"is not {_shown_encoding(dialect.encoding)}"
     found = re.search(r"Expected (\d+) columns, got (\d+)", text)
-    return f"has {found[2]} fields, not {found[1]}" if found else "is no CSV record"
+    if not found:
+        return "is no CSV record"
+    return f"has {found[2]} field{'s' * (found[2] != '1')}, not {found[1]}"

@@ -62,7 +62,9 @@ def find(head: bytes, encoding: str, asked: Asked) -> Found:
     if marks is None:
         marks, surely = _detected(body, asked)
     rows = _rows(body, marks)
-    first = 0 if asked.skip_lines is not None or (surely and _is_common(rows)) else _first(rows)
+    # Lines are left out only where that is sure: elsewhere their records are read, and rejected.
+    seek = surely and asked.skip_lines is None and not _is_common(rows)
+    first = _first(rows) if seek else 0
     header, told = (asked.header, True) if asked.header is not None else _has_header(rows[first:])
     preamble = rows[first].line if first else 0
     dialect = Dialect(
@@ -179,7 +181,7 @@ def _may_be_of_another(rows: Sequence[_Row]) -> bool:
     """Whether another delimiter could be meant: one stands in the header, or there is one column."""
     width = len(rows[0].fields) if rows else 0
     if width == 1:
-        lines = [row.fields[0] for row in rows]
+        lines = [",".join(row.fields) for row in rows]
         return any(c in line for line in lines for c in _DELIMITERS) or any(
             all(c in line for line in lines) for c in _RARE_DELIMITERS
         )
@@ -232,16 +234,33 @@ def _share(rows: Sequence[_Row]) -> float:
 
 
 def _first(rows: Sequence[_Row]) -> int:
-    """Return the first row of the table: as wide as most, as are the two after it; no comment."""
+    """Return the first row of the table: as wide as most, as are most of those after it; no comment."""
     width = _width(rows)
-    starts = (i for i in range(len(rows)) if all(len(r.fields) == width for r in rows[i : i + 3]))
+    wide = [len(row.fields) == width for row in rows]
+    starts = (i for i in range(len(rows)) if wide[i] and _mean(wide[i : i + _NEIGHBOURS]) > _MOST)
     first = after = next(starts, 0)
     while after < len(rows) and rows[after].fields[0].startswith("#"):
         after += 1
-    if after == first or after == len(rows):
-        return first
-    # The last comment may be the header: "#id,x" over rows of numbers.
-    return after - 1 if len(rows[after - 1].fields) == width and not _has_header(rows[after:])[0] else after
+    named = after < len(rows) and _has_header(rows[after:])[0]
+    before = after - 1
+    # What stands over rows without names may name them: "#id,x" over numbers, or a header that is
+    # too narrow for all of its rows.
+    if (
+        before >= 0
+        and not named
+        and len(rows[before].fields) > 1
+        and not any(map(_is_value, rows[before].fields))
+    ):
+        return before
+    return after if after < len(rows) else first
+
+
+_NEIGHBOURS = 10
+_MOST = 0.6
+
+
+def _mean(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags)
 
 
 _NUMBER = re.compile(r"\s*[+-]?(\d[\d.,' ]*|\.\d+)([eE][+-]?\d+)?\s*%?\s*")
@@ -280,8 +299,10 @@ def _is_value(text: str) -> bool:
 
 
 def _are_values(texts: Sequence[str]) -> bool:
+    """Whether texts are numbers or dates; of three and more one in four may be something else."""
     values = [text for text in texts if not _is_missing(text)]
-    return bool(values) and all(map(_is_value, values))
+    others = sum(not _is_value(text) for text in values)
+    return bool(values) and others <= (len(values) + 1) // 4
 
 
 def _are_years(names: Sequence[str]) -> bool:

@@ -150,6 +150,14 @@ class Found(BaseModel, frozen=True):
     said: tuple[str, ...] = ()
     """What the user said; the rest was found."""
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether people should be told: it is not sure, or rows may be taken for something else."""
+        dialect = self.dialect
+        left_out = dialect.skip_lines and "skip_lines" not in self.said
+        nameless = not dialect.header and "header" not in self.said
+        return bool(not self.sure or left_out or nameless)
+
     def __str__(self) -> str:
         """Return it in words.
 

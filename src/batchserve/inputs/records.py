@@ -20,6 +20,8 @@ BLOCK_BYTES = 4 << 20
 MAX_RECORD_BYTES = 256 << 20
 """A record longer than this is taken for an unclosed quote."""
 
+_SHOWN_BYTES = 4096
+
 
 @dataclass(frozen=True)
 class Boundaries:
@@ -46,9 +48,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Endless:
-    """A record that does not end: where it starts."""
+    """A record that does not end."""
 
     base: int
+    """Byte offset of its start."""
+    raw: bytes
+    """Its first bytes."""
+    size_bytes: int
+    """How much of it was read."""
 
 
 @contextmanager
@@ -106,7 +113,7 @@ def chunks(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Iterat
                 yield Chunk(base, buffer[:stop] if stop < len(buffer) else buffer)
             base, carry = base + stop, buffer[stop:]
         if state == _ENDLESS:
-            yield Endless(base)
+            yield Endless(base, carry[:_SHOWN_BYTES], len(carry))
         # Nothing after an endless record can be read: later slices of the file are empty.
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
