@@ -212,7 +212,8 @@ def write_rejects(
 ) -> ledger.Ledger:
     """Write the rejects of all parts to the new file `path`, after the lines `before`."""
     done = [(plan.partitions[receipt.partition], receipt) for receipt in receipts]
-    return ledger.write(path, plan.plan_id, plan.sources, done, space, before)
+    files = ledger.Files(plan.plan_id, plan.sources, plan.recipe.reading.dialect.encoding)
+    return ledger.write(path, files, done, space, before)
 
 
 def _check_space(found: Target, size_bytes: int) -> None:

@@ -178,7 +178,7 @@ def scored(made: Plan) -> "dd.DataFrame":
     import dask.dataframe as dd
 
     meta = _pandas(made.recipe.schema_.empty_table())
-    exact = inputs.settled(made.partitions)
+    exact = inputs.settled(made.partitions, made.recipe.reading.dialect)
     frame: dd.DataFrame = dd.from_map(read_scored, exact, recipe=made.recipe, meta=meta, label="scored")
     return frame
 

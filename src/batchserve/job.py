@@ -37,7 +37,7 @@ from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan, Problems
 from batchserve.rejects import Budget
-from batchserve.report import Report, rejected, shortest, where
+from batchserve.report import Report, dialect_note, rejected, shortest, where
 from batchserve.runner import Runner
 from batchserve.storage import translated, translated_writing
 from batchserve.target import Target
@@ -195,11 +195,13 @@ def _scored(
         made = _planned(job, work, problems, amended)
         if work.target is None:
             raise UsageError("no output is named", "say where the rows go")
+        if not amended and (note := dialect_note(made)):
+            listener.on(events.Noted(text=note))
         outcome = _run(job, made, work, work.target, listener, cluster)
         if outcome.receipt:
             return made, outcome
         amended |= outcome.amended
-        places = {name: where(a.place, made.sources) for name, a in outcome.amended.items()}
+        places = {name: where(a.place, made) for name, a in outcome.amended.items()}
         listener.on(events.Amended(columns=places))
 
 
@@ -426,7 +428,7 @@ def _report(made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt
         path=shortest(str(found.path)), receipt=receipt, partitions=len(made.partitions),
         workers=outcome.workers, in_place=outcome.in_place, seconds=time.perf_counter() - started,
         bytes_in=sum(source.size_bytes for source in receipt.inputs), size_bytes=receipt.size_bytes,
-        amended={name: where(a.place, made.sources) for name, a in made.amended.items()},
+        amended={name: where(a.place, made) for name, a in made.amended.items()},
         rejects=shortest(str(found.rejects)) if receipt.rejects else None,
         skipped=outcome.skipped, rows_before=outcome.rows_before,
     )  # fmt: skip

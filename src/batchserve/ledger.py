@@ -21,6 +21,16 @@ Done = tuple[Partition, Receipt]
 
 
 @dataclass(frozen=True)
+class Files:
+    """What was read, and for which plan."""
+
+    plan_id: str
+    """Put into every line: it says whose rejects they are."""
+    sources: Sequence[Source]
+    encoding: str
+
+
+@dataclass(frozen=True)
 class Ledger:
     """A rejects file that was written, and what is in it."""
 
@@ -29,16 +39,12 @@ class Ledger:
     """By class and column."""
 
 
-def write(
-    path: Path, plan_id: str, sources: Sequence[Source], done: Sequence[Done], space: Workspace,
-    before: bytes = b"",
-) -> Ledger:  # fmt: skip
+def write(path: Path, files: Files, done: Sequence[Done], space: Workspace, before: bytes = b"") -> Ledger:
     """Write the rejects of all parts, in input order, to the new file `path`, durably.
 
     Args:
         path: The new file; only its owner may read it.
-        plan_id: Put into every line: it says whose rejects they are.
-        sources: The input files.
+        files: What was read.
         done: What was scored, in order.
         space: Where the parts are.
         before: Lines of an earlier run that stay in front.
@@ -48,7 +54,7 @@ def write(
         storage.disk.set_mode(path, REJECTS_MODE)
         sink.write(before)
         groups = _Groups()
-        for line in lines(plan_id, sources, done, space):
+        for line in lines(files, done, space):
             sink.write(line.model_dump_json(by_alias=True).encode() + b"\n")
             groups.add(line)
         sink.sync()
@@ -85,9 +91,9 @@ class _Groups:
         )
 
 
-def lines(plan_id: str, sources: Sequence[Source], done: Sequence[Done], space: Workspace) -> Iterator[Line]:
+def lines(files: Files, done: Sequence[Done], space: Workspace) -> Iterator[Line]:
     """Give the rejects of all parts in input order, each with its place in its file."""
-    packed = {source.path: source.gzip for source in sources}
+    packed = {source.path: source.gzip for source in files.sources}
     counters: dict[str, LineCounter] = {}
     records: Counter[str] = Counter()
     for partition, receipt in done:
@@ -99,9 +105,9 @@ def lines(plan_id: str, sources: Sequence[Source], done: Sequence[Done], space: 
             path = reject.place.path
             offset = reject.place.byte_offset
             if offset is not None and path not in counters:
-                counters[path] = LineCounter(path, gzip=packed[path])
+                counters[path] = LineCounter(path, gzip=packed[path], encoding=files.encoding)
             yield Line(
-                plan_id=plan_id, file=path, record=bases[slice_] + reject.place.record + 1,
+                plan_id=files.plan_id, file=path, record=bases[slice_] + reject.place.record + 1,
                 line=None if offset is None else counters[path].line_of(offset), byte_offset=offset,
                 column=reject.column, kind=reject.kind, reason=reject.reason, value=reject.value,
                 raw=reject.raw, raw_truncated=reject.cut,

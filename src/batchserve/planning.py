@@ -27,6 +27,7 @@ from batchserve.errors import (
     raise_all,
 )
 from batchserve.inputs import Look, Partition, Reading, Source
+from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
 from batchserve.model import (
     ModelSpec,
     Runs,
@@ -65,12 +66,15 @@ class Plan(BaseModel, frozen=True):
     """The rows per run that the user asked for, or None; not part of the id either."""
     asked: dict[str, Any] = {}
     """What the user asked of model and rows, to score other rows alike; not part of the id either."""
+    dialect: Found = PLAIN
+    """How text files are written and how that is known; what changes bytes of it is in the recipe."""
 
     @cached_property
     def plan_id(self) -> str:
         """The sha256 of all that changes bytes."""
         unseen: dict[str, Any] = {
-            "amended": True, "batch_rows_asked": True, "asked": True, "recipe": {"model": {"path"}},
+            "amended": True, "batch_rows_asked": True, "asked": True, "dialect": True,
+            "recipe": {"model": {"path"}},
         }  # fmt: skip
         content = self.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -127,18 +131,25 @@ def make(
         problems.attempt(lambda: session_for(spec), None)
     empty = Look(pa.schema([]), codec.empty_batch(pa.schema([])))
     look = empty
+    asked = problems.attempt(lambda: Asked.of(job), Asked())
     if sources:
-        looked = partial(inputs.look, sources, infer=job.infer, types=types, hints=hints)
+        looked = partial(inputs.look, sources, infer=job.infer, types=types, hints=hints, asked=asked)
         look = problems.attempt(lambda: patiently(lambda _: looked()), empty)
     problems.check()
     try:
         recipe = recipe_for(job, spec, look, tuple(types))
     except StallError as error:
         raise StallError(f"{spec.path}, on the first rows: {error.message}", error.hint) from error
-    partitions = _partitions(job, sources)
+    except ModelError as error:
+        if look.found.doubtful:  # then the columns may not be what they seem
+            hint = f"{error.hint or 'look at its columns'}; the file was read with {look.found}"
+            raise type(error)(error.message, hint) from error
+        raise
+    partitions = _partitions(job, sources, look.found.dialect)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
-        types=types, asked=job.model_dump(include=_ASKED, exclude_defaults=True, mode="json"),
+        types=types, dialect=look.found,
+        asked=job.model_dump(include=_ASKED, exclude_defaults=True, mode="json"),
     )  # fmt: skip
 
 
@@ -197,8 +208,9 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     matters = signature.fixed_batch is None and proof.size_matters(session, predictions, tensors, batch_rows)
     wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
     reading = Reading(
-        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows
-    )
+        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows,
+        dialect=look.found.dialect,
+    )  # fmt: skip
     kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
     return Recipe(
         model=spec, reading=reading, binding=binding, predictions=predictions, keep=keep,
@@ -305,12 +317,12 @@ def _check_clash(predictions: Sequence[Prediction], keep: Sequence[str]) -> None
         raise UsageError(message, "name the predictions apart: --prefix model_")
 
 
-def _partitions(job: Job, sources: Sequence[Source]) -> tuple[Partition, ...]:
+def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect) -> tuple[Partition, ...]:
     if job.limit is not None:
-        return inputs.whole(sources)  # the first N rows are found by reading on, not by splitting
+        return inputs.whole(sources, dialect)  # the first N rows are found by reading on, not by splitting
     total = sum(source.size_bytes for source in sources)
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
-    return inputs.partitions(sources, job.partition_size or aim)
+    return inputs.partitions(sources, job.partition_size or aim, dialect)
 
 
 def _versions() -> dict[str, str]:

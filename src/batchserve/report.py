@@ -2,7 +2,6 @@
 
 import html
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from batchserve import workspace
 from batchserve.binding import Feed
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
-from batchserve.inputs import Source
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
 from batchserve.model import session_for
@@ -166,15 +164,16 @@ def _way_on(group: RejectGroup) -> str:
     return f"correct {group.column}, or read another column: --map INPUT=COLUMN, or --features"
 
 
-def where(place: Place, sources: Sequence[Source]) -> str:
+def where(place: Place, made: Plan) -> str:
     """Return a place as people write it: file and line, or the file alone where it has no lines.
 
     The line is counted only now, from the byte offset.
     """
     if place.byte_offset is None:
         return shortest(place.path)
-    packed = next((source.gzip for source in sources if source.path == place.path), False)
-    line = LineCounter(place.path, gzip=packed).line_of(place.byte_offset)
+    packed = next((source.gzip for source in made.sources if source.path == place.path), False)
+    encoding = made.recipe.reading.dialect.encoding
+    line = LineCounter(place.path, gzip=packed, encoding=encoding).line_of(place.byte_offset)
     return f"{shortest(place.path)}:{line}"
 
 
@@ -195,10 +194,27 @@ def plan_facts(made: Plan) -> dict[str, str]:
         f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
         "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
     }
+    facts |= _written(made)
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
+
+
+def _written(made: Plan) -> dict[str, str]:
+    """Return how text files are written, where there is something to say of it."""
+    form = made.sources[0].format if made.sources else "parquet"
+    encoding = made.dialect.dialect.encoding
+    if form == "csv":
+        return {"dialect": str(made.dialect)}
+    return {"encoding": encoding} if encoding != "utf-8" else {}
+
+
+def dialect_note(made: Plan) -> str | None:
+    """Return what people should know of how the files were read, if anything."""
+    if not made.sources or made.sources[0].format != "csv" or not made.dialect.doubtful:
+        return None
+    return f"{shortest(made.sources[0].path)} is read with {made.dialect}"
 
 
 def _lowered(made: Plan) -> str:

@@ -4,14 +4,15 @@ A partition is what one task scores: slices of files, in input order. Reading a 
 blocks of typed rows, records that could not be read, and at last the slice's exact extent.
 One module per format, each with the same three functions:
 
-    look(source, infer, types) -> Look            the columns, from headers and samples
-    split(source, target_bytes) -> [Slice]    ranges that can be read apart
-    read(part, reading) -> blocks, bad records    the rows of one range
+    look(sources, infer, types, ..., asked) -> Look       the columns, from headers and samples
+    split(source, target_bytes, dialect) -> [Slice]      ranges that can be read apart
+    read(part, reading) -> blocks, bad records           the rows of one range
 """
 
 import base64
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from batchserve.errors import DataError, UsageError
+from batchserve.inputs.dialect import COMMON, PLAIN, Asked, Dialect, Found
 from batchserve.rejects import RAW_BYTES, VALUE_CHARACTERS, Place, Reject, RejectClass, shown
 from batchserve.storage import patiently, transient_reading
 
@@ -122,6 +124,8 @@ class Reading(BaseModel):
     """The columns whose type the user set."""
     batch_rows: int
     """Rows of one run of the model; readers that can choose give multiples of it."""
+    dialect: Dialect = COMMON
+    """How text files are written."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class Look:
     schema: pa.Schema
     sample: pa.RecordBatch
     """Some rows, in the schema's types; may be empty."""
+    found: Found = PLAIN
+    """How text files are written."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,12 @@ class Block:
     raw: bytes | None = None
     """The text the rows were read from, whole records; None for formats that are no text."""
     format: Format = "parquet"
+    dialect: Dialect = COMMON
 
     def reject(self, row: int, record: int, fault: Fault) -> Reject:
         """Build the reject for row `row` of the batch, which is record `record` of the slice."""
         place = self.place(row).model_copy(update={"record": record})
-        return bad_record(fault, place, self._record(row)).reject
+        return bad_record(fault, place, self._record(row), self.dialect).reject
 
     def place(self, row: int) -> Place:
         """Return where row `row` of the batch is in its file."""
@@ -172,7 +179,7 @@ class Block:
 
     @cached_property
     def _starts(self) -> list[int]:
-        starts: list[int] = _module(self.format).record_starts(self.raw)
+        starts: list[int] = _module(self.format).record_starts(self.raw, self.dialect)
         return starts
 
 
@@ -183,8 +190,10 @@ class BadRecord:
     reject: Reject
 
 
-def bad_record(fault: Fault, place: Place, raw: bytes) -> BadRecord:
+def bad_record(fault: Fault, place: Place, raw: bytes, dialect: Dialect = COMMON) -> BadRecord:
     """Build the reject for the record `raw`; raw text and value are cut to what is kept."""
+    with suppress(UnicodeDecodeError):
+        raw = dialect.as_utf8(raw)
     value = fault.value[:VALUE_CHARACTERS]
     reject = Reject(
         kind=fault.kind, column=fault.column, place=place, value=value, reason=fault.reason,
@@ -249,17 +258,24 @@ _SAMPLED_FILES = 16
 
 
 def look(
-    sources: Sequence[Source], *, infer: str, types: dict[str, str], hints: dict[str, str] | None = None
+    sources: Sequence[Source],
+    *,
+    infer: str,
+    types: dict[str, str],
+    hints: dict[str, str] | None = None,
+    asked: Asked | None = None,
 ) -> Look:
-    """Find the columns of all files and the type each keeps.
+    """Find the columns of all files, the type each keeps, and how text files are written.
 
-    Every file's header is read; values are sampled from up to 16 files.
+    Every file's header is read; values are sampled from up to 16 files. The first file says how
+    all of them are written.
 
     Args:
         sources: The input files.
         infer: sample or full.
         types: Column types that are to be, whatever the texts are.
         hints: Column types to begin with where the column is there; a text that does not fit counts.
+        asked: What the user says of how text files are written.
 
     Raises:
         DataError: A file is unreadable or has other columns than the first.
@@ -272,7 +288,7 @@ def look(
     module = _module(formats[0])
     every = max(1, len(sources) // _SAMPLED_FILES)
     sampled = list(sources) if infer == "full" else list(sources[::every])
-    found: Look = module.look(sources, sampled, infer, types, hints or {})
+    found: Look = module.look(sources, sampled, infer, types, hints or {}, asked or Asked())
     return found
 
 
@@ -291,12 +307,15 @@ def drift(first: str, expected: Sequence[str], path: str, names: Sequence[str]) 
 # -- which partitions -------------------------------------------------------------------------
 
 
-def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition, ...]:
+def partitions(
+    sources: Sequence[Source], target_bytes: int, dialect: Dialect = COMMON
+) -> tuple[Partition, ...]:
     """Cut files into partitions of about `target_bytes`: big files apart, small ones together."""
     groups: list[list[Slice]] = [[]]
     size = 0
     for source in sources:
-        for part in patient(source.path, partial(_module(source.format).split, source, target_bytes)):
+        cut = partial(_module(source.format).split, source, target_bytes, dialect)
+        for part in patient(source.path, cut):
             if groups[-1] and size + part.size_bytes > target_bytes:
                 groups.append([])
                 size = 0
@@ -305,13 +324,13 @@ def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition,
     return tuple(Partition(index=i, slices=tuple(s)) for i, s in enumerate(g for g in groups if g))
 
 
-def whole(sources: Sequence[Source]) -> tuple[Partition, ...]:
+def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:
     """Return one partition that reads everything in order."""
-    slices = [s for src in sources for s in _module(src.format).split(src, OPEN_END)]
+    slices = [s for src in sources for s in _module(src.format).split(src, OPEN_END, dialect)]
     return (Partition(index=0, slices=tuple(slices)),)
 
 
-def settled(partitions: Sequence[Partition]) -> list[Partition]:
+def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[Partition]:
     """Replace guessed starts by exact ones, by reading the files once for their record ends.
 
     For a lazy frame, whose partitions nobody compares afterwards.
@@ -325,7 +344,7 @@ def settled(partitions: Sequence[Partition]) -> list[Partition]:
             found = part.model_copy(update={"start": start, "exact": True})
             slices.append(found)
             if part.format != "parquet":
-                ends[part.path] = _module(part.format).extent(found).stop
+                ends[part.path] = _module(part.format).extent(found, dialect).stop
         settled.append(partition.model_copy(update={"slices": tuple(slices)}))
     return settled
 

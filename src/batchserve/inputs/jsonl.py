@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import json as pajson
 
 from batchserve.codec import empty_batch, number_or_none
-from batchserve.errors import DataError
+from batchserve.errors import DataError, raise_all
 from batchserve.inputs import (
     OPEN_END,
     Block,
@@ -22,8 +22,10 @@ from batchserve.inputs import (
     Source,
     TypeMisfit,
     bad_record,
+    encodings,
     records,
 )
+from batchserve.inputs.dialect import Asked, Dialect, Found
 from batchserve.inputs.inference import named_types
 from batchserve.rejects import Place
 
@@ -31,8 +33,9 @@ _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
 _SAMPLE_BYTES = 1 << 20
 
 
-def record_starts(raw: bytes) -> list[int]:
+def record_starts(raw: bytes, dialect: Dialect | None = None) -> list[int]:
     """Return where each record of `raw` starts, blank lines left out as the reader does."""
+    del dialect
     starts, at = [], 0
     for line in raw.splitlines(keepends=True):
         if line.strip():
@@ -47,17 +50,20 @@ def look(
     infer: str,
     types: dict[str, str],
     hints: dict[str, str],
+    asked: Asked,
 ) -> Look:
     """Find the keys of all objects and the type each keeps.
 
     Raises:
         DataError: No object could be read.
-        UsageError: `types` names an unknown key or type.
+        UsageError: `types` names an unknown key or type, or the user said what only CSV has.
     """
-    del sources  # a key that a file lacks is null there: JSON has no header to compare
+    raise_all(list(asked.misplaced("JSON", "encoding")))
+    # Only its mark is read of the first: a key that a file lacks is null there.
+    dialect = Dialect(encoding=asked.encoding or encodings.marked(_head(sources[0])) or encodings.UTF_8)
     full = infer == "full"
-    texts = [chunk for source in sampled for chunk in _sample(source, full=full)]
-    tables = [table for text in texts for table in _inferred(text)]
+    texts = [chunk for source in sampled for chunk in _sample(source, dialect, full=full)]
+    tables = [table for text in texts for table in _inferred(text, dialect)]
     if not tables:
         path = sampled[0].path
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
@@ -66,27 +72,38 @@ def look(
     merged = _merged([table.schema for table in tables])
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _rows(texts[0], schema))
+    return Look(schema, _rows(texts[0], schema, dialect), Found(dialect=dialect, said=asked.said))
 
 
-def _sample(source: Source, *, full: bool) -> Iterator[bytes]:
+def _head(source: Source) -> bytes:
+    with records.opened(source.path, gzip=source.gzip) as file:
+        return records.read_exactly(file, 4)
+
+
+def _start(source: Source) -> int:
+    """Return where the first line starts: after the mark of UTF-8, if there is one."""
+    return len(encodings.BOM) if _head(source).startswith(encodings.BOM) else 0
+
+
+def _sample(source: Source, dialect: Dialect, *, full: bool) -> Iterator[bytes]:
     stop = OPEN_END if full else _SAMPLE_BYTES
-    part = _slice(source, 0, stop, exact=True)
-    for item in records.chunks(part, records.LINES):
+    part = _slice(source, _start(source), stop, exact=True)
+    for item in records.chunks(part, records.LINES, dialect.encoding):
         if isinstance(item, records.Chunk) and item.raw.strip():
             yield item.raw
 
 
-def _inferred(raw: bytes) -> Iterator[pa.Table]:
+def _inferred(raw: bytes, dialect: Dialect) -> Iterator[pa.Table]:
     """Read lines with the types Arrow finds; where it refuses, halve down to single lines."""
     try:
-        yield pajson.read_json(pa.BufferReader(raw), read_options=_whole(raw))
+        text = dialect.as_utf8(raw)
+        yield pajson.read_json(pa.BufferReader(text), read_options=_whole(text))
     except _REFUSED:
         starts = record_starts(raw)
         if len(starts) > 1:
             middle = starts[len(starts) // 2]
-            yield from _inferred(raw[:middle])
-            yield from _inferred(raw[middle:])
+            yield from _inferred(raw[:middle], dialect)
+            yield from _inferred(raw[middle:], dialect)
 
 
 def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -108,9 +125,9 @@ def _whole(raw: bytes) -> pajson.ReadOptions:
     return pajson.ReadOptions(use_threads=False, block_size=len(raw) + 1)
 
 
-def _rows(raw: bytes, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
+def _rows(raw: bytes, schema: pa.Schema, dialect: Dialect, most: int = 4096) -> pa.RecordBatch:
     starts = [*record_starts(raw), len(raw)]
-    pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema)
+    pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema, dialect)
     good = [batch for _, _, batch in pieces if batch is not None]
     return (
         pa.Table.from_batches(good, schema).combine_chunks().to_batches()[0] if good else empty_batch(schema)
@@ -124,10 +141,14 @@ def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: in
     )  # fmt: skip
 
 
-def split(source: Source, target_bytes: int) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
-    count = 1 if source.gzip else max(1, -(-source.size_bytes // target_bytes))
-    edges = [source.size_bytes * i // count for i in range(count)]
+def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
+    """Cut a file into ranges of equal size, none over `target_bytes`.
+
+    A gzip stays whole, and so does a file that has to be decoded from its start.
+    """
+    whole = source.gzip or dialect.streamed
+    count = 1 if whole else max(1, -(-source.size_bytes // target_bytes))
+    edges = [_start(source), *(source.size_bytes * i // count for i in range(1, count))]
     size = source.size_bytes // count
     stops = [*edges[1:], OPEN_END]
     ranges = enumerate(zip(edges, stops, strict=True))
@@ -140,40 +161,42 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     Yields:
         Blocks, and in their place the lines that cannot be read; at last the extent.
     """
-    for item in records.chunks(part, records.LINES):
+    for item in records.chunks(part, records.LINES, reading.dialect.encoding):
         if isinstance(item, Extent):
             yield item
         elif isinstance(item, records.Endless):
             place = Place(path=part.path, byte_offset=item.base)
-            yield bad_record(Fault("PARSE", "", "", "this line does not end"), place, item.raw)
+            yield bad_record(
+                Fault("PARSE", "", "", "this line does not end"), place, item.raw, reading.dialect
+            )
         else:
             yield from _blocks(item, part.path, reading)
 
 
-def extent(part: Slice) -> Extent:
+def extent(part: Slice, dialect: Dialect) -> Extent:
     """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, records.LINES)
+    return records.extent(part, records.LINES, dialect.encoding)
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:
-    for start, stop, batch in _pieces(chunk.raw, reading.schema_):
+    for start, stop, batch in _pieces(chunk.raw, reading.schema_, reading.dialect):
         raw, base = chunk.raw[start:stop], chunk.base + start
         if batch is not None:
             yield Block(batch.select(list(reading.columns)), path, base, raw, "jsonl")
         else:
             place = Place(path=path, byte_offset=base)
             found = _explained(raw, place, reading)
-            yield bad_record(found, place, raw) if isinstance(found, Fault) else found
+            yield bad_record(found, place, raw, reading.dialect) if isinstance(found, Fault) else found
 
 
 def _pieces(
-    raw: bytes, schema: pa.Schema, start: int = 0
+    raw: bytes, schema: pa.Schema, dialect: Dialect, start: int = 0
 ) -> Iterator[tuple[int, int, pa.RecordBatch | None]]:
     """Parse whole lines; where Arrow refuses, halve until only the guilty lines are left."""
     if not raw.strip():
         return
     try:
-        batch = _parse(raw, schema)
+        batch = _parse(dialect.as_utf8(raw), schema)
     except _REFUSED:
         batch = None
     starts = [0] if batch is not None else record_starts(raw)
@@ -181,8 +204,8 @@ def _pieces(
         yield start, start + len(raw), batch
         return
     middle = starts[len(starts) // 2]
-    yield from _pieces(raw[:middle], schema, start)
-    yield from _pieces(raw[middle:], schema, start + middle)
+    yield from _pieces(raw[:middle], schema, dialect, start)
+    yield from _pieces(raw[middle:], schema, dialect, start + middle)
 
 
 def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
@@ -195,7 +218,7 @@ def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
 def _explained(raw: bytes, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Say why Arrow refused one line."""
     try:
-        row = json.loads(raw)
+        row = json.loads(reading.dialect.as_utf8(raw))
     except ValueError:
         return Fault("PARSE", "", "", "is no JSON")
     if not isinstance(row, dict):

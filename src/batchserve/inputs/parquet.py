@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from batchserve.codec import empty_batch
 from batchserve.errors import BatchserveError, DataError, UsageError, from_os, raise_all
 from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, drift
+from batchserve.inputs.dialect import Asked, Dialect
 from batchserve.storage import transient_reading
 
 _LEAST_BATCH_ROWS = 16_384
@@ -42,14 +43,16 @@ def look(
     infer: str,
     types: dict[str, str],
     hints: dict[str, str],
+    asked: Asked,
 ) -> Look:
     """Read every footer: the columns, their types, some rows.
 
     Raises:
         DataError: A file is damaged or has other columns than the first.
-        UsageError: `types` is set: Parquet columns have types.
+        UsageError: `types` is set: Parquet columns have types; or a dialect, which is of CSV.
     """
     del infer, hints
+    raise_all(list(asked.misplaced("Parquet")))
     if types:
         raise UsageError("--type is for text files: a Parquet column has its own type", "leave it out")
     schemas = {source.path: _schema(source.path) for source in sources}
@@ -91,11 +94,12 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
-def split(source: Source, target_bytes: int) -> list[Slice]:
+def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file between row groups into ranges of about `target_bytes`.
 
     Sizes are the unpacked bytes that the footer states: they follow the work, stored bytes do not.
     """
+    del dialect
     with _opened(source.path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     sizes = [(group.num_rows, group.total_byte_size) for group in groups]
