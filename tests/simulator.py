@@ -52,7 +52,7 @@ def planned(folder: Path) -> Plan:
 
 
 def _source(name: str) -> Source:
-    return Source(path=f"/{name}.csv", format="csv", gzip=False, size_bytes=1, mtime_ns=1)
+    return Source(path=f"/{name}.csv", format="csv", size_bytes=1, mtime_ns=1)
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,8 @@ def where(place: Place, sources: Sequence[Source]) -> str:
     """
     if place.byte_offset is None:
         return f"{shortest(place.path)} row {(place.record or 0) + 1:,}"
-    packed = next((source.gzip for source in sources if source.path == place.path), False)
-    return f"{shortest(place.path)}:{inputs.line_of(place, gzip=packed)}"
+    codec = next((source.codec for source in sources if source.path == place.path), None)
+    return f"{shortest(place.path)}:{inputs.line_of(place, codec=codec)}"
 
 
 def shortest(path: str) -> str:

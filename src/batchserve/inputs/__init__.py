@@ -25,6 +25,8 @@ from batchserve.storage import patiently, transient_reading
 
 T = TypeVar("T")
 Format = Literal["csv", "jsonl", "parquet"]
+Codec = Literal["gzip", "bzip2", "zstd", "xz"]
+"""How a text file is packed."""
 
 
 def _schema_in(value: Any) -> Any:
@@ -44,7 +46,7 @@ class Source(BaseModel, frozen=True):
 
     path: str
     format: Format
-    gzip: bool
+    codec: Codec | None = None
     size_bytes: int
     mtime_ns: int
 
@@ -54,7 +56,7 @@ class Slice(BaseModel, frozen=True):
 
     path: str
     format: Format
-    gzip: bool = False
+    codec: Codec | None = None
     start: int
     stop: int
     """Where the next slice starts; the end of a text file may be open (a very large number)."""
@@ -310,10 +312,10 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
         yield from _module(part.format).read(part, reading)
 
 
-def line_of(place: Place, *, gzip: bool) -> int | None:
+def line_of(place: Place, *, codec: Codec | None) -> int | None:
     """Return the line (1 is the first) of a place in a text file; None for Parquet."""
     if place.byte_offset is None:
         return None
     from batchserve.inputs import records
 
-    return records.count_lines(place.path, place.byte_offset, gzip=gzip)
+    return records.count_lines(place.path, place.byte_offset, codec=codec)

@@ -46,7 +46,7 @@ def header(source: Source) -> tuple[list[str], int]:
     Raises:
         DataError: The file is empty, is UTF-16, or its header is unusable.
     """
-    with records.opened(source.path, gzip=source.gzip) as file:
+    with records.opened(source.path, codec=source.codec) as file:
         head = records.read_exactly(file, 1 << 16)
         while head and quotes.end_at(head, 1) < 0 and len(head) < _MAX_HEADER_BYTES:
             more = records.read_exactly(file, 1 << 20)
@@ -125,13 +125,13 @@ def _sample(
 
 def _windows(source: Source, start: int, *, full: bool) -> Iterator[Slice]:
     base = Slice(
-        path=source.path, format="csv", gzip=source.gzip, start=start, stop=OPEN_END, exact=True,
+        path=source.path, format="csv", codec=source.codec, start=start, stop=OPEN_END, exact=True,
         size_bytes=source.size_bytes,
     )  # fmt: skip
     step = (source.size_bytes - start - _WINDOW_BYTES) // (_WINDOWS - 1)
     if full:
         yield base
-    elif source.gzip or step <= _WINDOW_BYTES:
+    elif source.codec or step <= _WINDOW_BYTES:
         yield base.model_copy(update={"stop": start + _WINDOWS * _WINDOW_BYTES})
     else:
         for i in range(_WINDOWS):
@@ -180,15 +180,15 @@ def _cast_or_null(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def split(source: Source, target_bytes: int) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
+    """Cut a file into ranges of equal size, none over `target_bytes`; a packed one stays whole."""
     _, start = header(source)
     size = max(0, source.size_bytes - start)
-    count = 1 if source.gzip else max(1, -(-size // target_bytes))
+    count = 1 if source.codec else max(1, -(-size // target_bytes))
     edges = [start + size * i // count for i in range(count)]
     stops = [*edges[1:], OPEN_END]
     return [
         Slice(
-            path=source.path, format="csv", gzip=source.gzip, start=a, stop=b, exact=i == 0,
+            path=source.path, format="csv", codec=source.codec, start=a, stop=b, exact=i == 0,
             size_bytes=source.size_bytes // count,
         )
         for i, (a, b) in enumerate(zip(edges, stops, strict=True))

@@ -14,7 +14,7 @@ from batchserve.errors import (
     UsageError,
     raise_all,
 )
-from batchserve.inputs import Format, Source, patient
+from batchserve.inputs import Codec, Format, Source, patient
 from batchserve.storage import translated
 
 SUFFIXES: dict[str, Format] = {
@@ -120,15 +120,15 @@ def _source(path: Path) -> Source:
         status = path.stat()
         with path.open("rb") as file:
             magic = file.read(4)
-    gzip = magic.startswith(_GZIP_MAGIC)
+    codec: Codec | None = "gzip" if magic.startswith(_GZIP_MAGIC) else None
     if form == "parquet" and magic != _PARQUET_MAGIC:
         raise DataError(f"{path}: is no Parquet file (it starts with {magic!r})", _RENAME)
     if form != "parquet" and magic == _PARQUET_MAGIC:
         raise DataError(f"{path}: is a Parquet file, not {form}", _RENAME)
-    if path.name.lower().endswith(".gz") and not gzip:
+    if path.name.lower().endswith(".gz") and codec is None:
         raise DataError(f"{path}: is not gzip (it starts with {magic!r})", _RENAME)
     return Source(
-        path=str(path.absolute()), format=form, gzip=gzip,
+        path=str(path.absolute()), format=form, codec=codec,
         size_bytes=status.st_size, mtime_ns=status.st_mtime_ns,
     )  # fmt: skip
 

@@ -118,14 +118,14 @@ def _rows(raw: bytes, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
 
 def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: int = 0) -> Slice:
     return Slice(
-        path=source.path, format="jsonl", gzip=source.gzip, start=start, stop=stop, exact=exact,
+        path=source.path, format="jsonl", codec=source.codec, start=start, stop=stop, exact=exact,
         size_bytes=size_bytes,
     )  # fmt: skip
 
 
 def split(source: Source, target_bytes: int) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
-    count = 1 if source.gzip else max(1, -(-source.size_bytes // target_bytes))
+    """Cut a file into ranges of equal size, none over `target_bytes`; a packed one stays whole."""
+    count = 1 if source.codec else max(1, -(-source.size_bytes // target_bytes))
     edges = [source.size_bytes * i // count for i in range(count)]
     size = source.size_bytes // count
     stops = [*edges[1:], OPEN_END]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from batchserve.errors import DataError
-from batchserve.inputs import OPEN_END, Extent, Slice
+from batchserve.inputs import OPEN_END, Codec, Extent, Slice
 from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
@@ -49,7 +49,7 @@ class Endless:
 
 
 @contextmanager
-def opened(path: str, *, gzip: bool) -> Iterator[BinaryIO]:
+def opened(path: str, *, codec: Codec | None) -> Iterator[BinaryIO]:
     """Open a text file, unpacking gzip.
 
     Raises:
@@ -57,7 +57,7 @@ def opened(path: str, *, gzip: bool) -> Iterator[BinaryIO]:
         TransientError: It cannot be read just now.
     """
     with transient_reading(path), translated(path):
-        if not gzip:
+        if codec is None:
             with Path(path).open("rb", buffering=0) as file:
                 yield cast("BinaryIO", file)
             return
@@ -82,7 +82,7 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
 
 def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Extent]:
     """Cut a slice into chunks of whole records, then give its extent."""
-    with opened(part.path, gzip=part.gzip) as file:
+    with opened(part.path, codec=part.codec) as file:
         start = part.start if part.exact else boundaries.first(file, part.start)
         if start >= part.stop:
             yield Extent(start, start)
@@ -147,10 +147,10 @@ def first_line(file: BinaryIO, target: int) -> int:
     return position
 
 
-def count_lines(path: str, offset: int, *, gzip: bool) -> int:
+def count_lines(path: str, offset: int, *, codec: Codec | None) -> int:
     """Return the line, counted from 1, that byte `offset` of a text file is in."""
     lines = 1
-    with opened(path, gzip=gzip) as file:
+    with opened(path, codec=codec) as file:
         while offset > 0 and (block := read_exactly(file, min(BLOCK_BYTES, offset))):
             lines += block.count(b"\n")
             offset -= len(block)
