@@ -160,9 +160,9 @@ def test_a_target_inside_a_quoted_text_finds_the_next_record() -> None:
 def rows_of(path: Path, size: int) -> list[dict[str, Any]]:
     """Read a file in partitions of `size` bytes as a job does, wrong guesses corrected."""
     sources = files.resolve([str(path)])
-    found = inputs.look(sources, infer="full", types={})
+    found = inputs.look(sources, inputs.Wish("full"))
     if path.suffix == ".csv":
-        found = inputs.look(sources, infer="full", types=dict.fromkeys(found.schema.names, "text"))
+        found = inputs.look(sources, inputs.Wish("full", types=dict.fromkeys(found.schema.names, "text")))
     reading = Reading(schema_=found.schema, columns=tuple(found.schema.names), batch_rows=64)
     partitions = inputs.partitions(sources, size)
     read = {p.index: scanned(p, reading) for p in partitions}

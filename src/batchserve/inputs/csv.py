@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv as pacsv
 
 from batchserve.codec import NULL_TEXTS, empty_batch, empty_to_null, number_or_none, without_null_texts
-from batchserve.errors import DataError, raise_all
+from batchserve.errors import DataError
 from batchserve.inputs import (
     OPEN_END,
     BadRecord,
@@ -23,11 +23,12 @@ from batchserve.inputs import (
     Slice,
     Source,
     TypeMisfit,
-    drift,
+    Wish,
     inference,
     quotes,
     records,
 )
+from batchserve.inputs.schemas import Agreed, agree
 from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
 
 _QUOTE = b'"'
@@ -82,13 +83,7 @@ def _names(line: bytes, path: str) -> list[str]:
     return names
 
 
-def look(
-    sources: Sequence[Source],
-    sampled: Sequence[Source],
-    infer: str,
-    types: dict[str, str],
-    hints: dict[str, str],
-) -> Look:
+def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Look:
     """Find the columns of all files and the type each keeps.
 
     Integers are typed so only where every text is canonical (no leading zero or plus sign, 64
@@ -99,28 +94,29 @@ def look(
         UsageError: `types` names an unknown column or type.
     """
     headers = {source.path: header(source) for source in sources}
-    names, _ = headers[sources[0].path]
-    differ = [drift(sources[0].path, names, path, found) for path, (found, _) in headers.items()]
-    raise_all([problem for problem in differ if problem])
-    wanted = inference.named_types(types, hints, names)
-    texts = _sample(sampled, names, headers, full=infer == "full")
+    plain = {path: pa.schema([(n, pa.string()) for n in names]) for path, (names, _) in headers.items()}
+    agreed = agree(plain, widen=wish.widen)
+    names = agreed.schema.names
+    wanted = inference.named_types(wish.types, wish.hints, names)
+    texts = _sample(sampled, agreed, headers, full=wish.infer == "full")
     columns = texts.columns
     kinds = [wanted.get(n) or inference.classify(c) for n, c in zip(names, columns, strict=True)]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _typed(texts, schema))
+    return Look(schema, _typed(texts, schema), agreed.layouts, agreed.drift)
 
 
 def _sample(
-    sources: Sequence[Source], names: list[str], headers: dict[str, tuple[list[str], int]], *, full: bool
+    sources: Sequence[Source], agreed: Agreed, headers: dict[str, tuple[list[str], int]], *, full: bool
 ) -> pa.Table:
     """Read rows as text: from windows at the start, the end and evenly between, or all."""
-    tables = []
+    tables = [pa.Table.from_batches([], agreed.schema)]
     for source in sources:
+        layout = agreed.layouts.get(source.path)
+        names = [name for _, name in layout] if layout else agreed.schema.names
         start = headers[source.path][1]
         for part in _windows(source, start, full=full):
             tables += [_texts(chunk.raw, names) for chunk in _chunks(part, most=None if full else 1)]
-    empty = pa.Table.from_batches([], pa.schema([pa.field(n, pa.string()) for n in names]))
-    return pa.concat_tables([empty, *tables])
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _windows(source: Source, start: int, *, full: bool) -> Iterator[Slice]:
@@ -212,9 +208,9 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             yield from _blocks(item, part.path, reading)
 
 
-def extent(part: Slice) -> Extent:
-    """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, quotes.BOUNDARIES)
+def count(part: Slice) -> tuple[int, int]:
+    """Return where a slice whose start is exact stops, and how many records it has."""
+    return records.count(part, quotes.BOUNDARIES, quotes.count)
 
 
 def record_starts(raw: bytes) -> list[int]:

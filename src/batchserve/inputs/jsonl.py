@@ -21,6 +21,7 @@ from batchserve.inputs import (
     Slice,
     Source,
     TypeMisfit,
+    Wish,
     records,
 )
 from batchserve.inputs.inference import named_types
@@ -40,13 +41,7 @@ def record_starts(raw: bytes) -> list[int]:
     return starts
 
 
-def look(
-    sources: Sequence[Source],
-    sampled: Sequence[Source],
-    infer: str,
-    types: dict[str, str],
-    hints: dict[str, str],
-) -> Look:
+def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Look:
     """Find the keys of all objects and the type each keeps.
 
     Raises:
@@ -54,14 +49,14 @@ def look(
         UsageError: `types` names an unknown key or type.
     """
     del sources  # a key that a file lacks is null there: JSON has no header to compare
-    full = infer == "full"
+    full = wish.infer == "full"
     texts = [chunk for source in sampled for chunk in _sample(source, full=full)]
     tables = [table for text in texts for table in _inferred(text)]
     if not tables:
         path = sampled[0].path
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
-    wanted = named_types(types, hints, names)
+    wanted = named_types(wish.types, wish.hints, names)
     merged = _merged([table.schema for table in tables])
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
@@ -149,9 +144,9 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             yield from _blocks(item, part.path, reading)
 
 
-def extent(part: Slice) -> Extent:
-    """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, records.LINES)
+def count(part: Slice) -> tuple[int, int]:
+    """Return where a slice whose start is exact stops, and how many records it has."""
+    return records.count(part, records.LINES, lambda raw: len(record_starts(raw)))
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:

@@ -4,14 +4,12 @@ A range need not start at a record: the reader looks for the first one, reads to
 record that starts at or after the range's stop, and reports both offsets exactly.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from batchserve.errors import DataError
 from batchserve.inputs import OPEN_END, Codec, Extent, Slice
 from batchserve.storage import transient_reading, translated
 
@@ -50,10 +48,10 @@ class Endless:
 
 @contextmanager
 def opened(path: str, *, codec: Codec | None) -> Iterator[BinaryIO]:
-    """Open a text file, unpacking gzip.
+    """Open a text file, unpacking it.
 
     Raises:
-        DataError: The gzip stream is damaged or cut off.
+        DataError: A packed file is damaged or cut off.
         TransientError: It cannot be read just now.
     """
     with transient_reading(path), translated(path):
@@ -61,14 +59,10 @@ def opened(path: str, *, codec: Codec | None) -> Iterator[BinaryIO]:
             with Path(path).open("rb", buffering=0) as file:
                 yield cast("BinaryIO", file)
             return
-        from isal import igzip, igzip_lib
+        from batchserve.inputs import packed
 
-        try:
-            with igzip.open(path, "rb") as unpacked:
-                yield cast("BinaryIO", unpacked)
-        except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # isal types a class as an instance
-            message = f"{path}: the gzip stream is damaged or cut off ({error})"
-            raise DataError(message, "fetch or pack the file again") from error
+        with packed.unpacked(path, codec) as file:
+            yield file
 
 
 def read_exactly(file: BinaryIO, size: int) -> bytes:
@@ -103,10 +97,21 @@ def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Ex
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
 
-def extent(part: Slice, boundaries: Boundaries) -> Extent:
-    """Return the exact extent of a slice without reading its rows."""
-    items = chunks(part, boundaries)
-    return next(item for item in items if isinstance(item, Extent))
+def count(part: Slice, boundaries: Boundaries, records: Callable[[bytes], int]) -> tuple[int, int]:
+    """Return where a slice stops and how many records it has, without reading its rows.
+
+    Args:
+        part: The slice; its start is exact.
+        boundaries: How the format's records are told apart.
+        records: Counts those of a text of whole records, as the reader does.
+    """
+    total, stop = 0, part.start
+    for item in chunks(part, boundaries):
+        if isinstance(item, Extent):
+            stop = item.stop
+        else:
+            total += records(item.raw) if isinstance(item, Chunk) else 1
+    return stop, total
 
 
 _MORE, _DONE, _ENDLESS = "more", "done", "endless"
