@@ -160,6 +160,7 @@ def summary_lines(report: Report) -> list[str]:
     if receipt.read_retries:
         lines.append(f"  {receipt.read_retries:,} partitions were read again after reading failed")
     lines += [f"  {column} has another type since {place}" for column, place in report.amended.items()]
+    lines += [f"  drift: {line}" for line in report.drift]
     return lines
 
 

@@ -184,7 +184,7 @@ class Block:
         """Return where row `row` of the batch is in its file."""
         if self.raw is None:
             return Place(path=self.path, record=self.base + row)
-        starts = _module(self.format).record_starts(self.raw)
+        starts = module(self.format).record_starts(self.raw)
         return Place(path=self.path, byte_offset=self.base + starts[row])
 
 
@@ -231,7 +231,8 @@ def patient(path: Path | str, read: Callable[[], T]) -> T:
     return patiently(attempt)
 
 
-def _module(name: str) -> Any:
+def module(name: str) -> Any:
+    """Return the module of a format."""
     return importlib.import_module(f"batchserve.inputs.{_MODULES.get(name, name)}")
 
 
@@ -282,7 +283,7 @@ def look(sources: Sequence[Source], wish: Wish) -> Look:
     every = max(1, len(sources) // _SAMPLED_FILES)
     sampled = list(sources) if wish.infer == "full" else list(sources[::every])
     own = replace(wish, types={name: kind for name, kind in wish.types.items() if name not in added.names})
-    found: Look = _module(formats[0]).look(sources, sampled, own)
+    found: Look = module(formats[0]).look(sources, sampled, own)
     return shaping.widened(found, added, sources)
 
 
@@ -304,7 +305,7 @@ def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition,
 
 
 def _split(source: Source, target_bytes: int) -> list[Slice]:
-    parts: list[Slice] = _module(source.format).split(source, target_bytes)
+    parts: list[Slice] = module(source.format).split(source, target_bytes)
     return [part.model_copy(update={"folders": source.folders}) for part in parts]
 
 
@@ -358,24 +359,32 @@ def laid_out(partitions: Sequence[Partition], look: Look, *, add_source: bool) -
     return tuple(settled(made) if add_source else made)
 
 
+def counted(partitions: Sequence[Partition]) -> set[str]:
+    """Return the text files of several slices: those whose records are only known when counted."""
+    slices = Counter(
+        part.path for partition in partitions for part in partition.slices if part.format in TEXT_FORMATS
+    )
+    return {path for path, count in slices.items() if count > 1}
+
+
 def settled(partitions: Sequence[Partition]) -> list[Partition]:
     """Replace guessed starts by exact ones and number records, by reading texts once for record ends.
 
     For rows that say which record they are, and for a lazy frame, whose partitions nobody
     compares afterwards. A file of one slice is not read.
     """
-    several = Counter(part.path for partition in partitions for part in partition.slices)
+    several = counted(partitions)
     known: dict[str, tuple[int, int]] = {}
     settled: list[Partition] = []
     for partition in partitions:
         slices = []
         for part in partition.slices:
             found = part
-            if part.format in TEXT_FORMATS and several[part.path] > 1:
+            if part.path in several:
                 start, records = known.get(part.path, (part.start, 0))
                 update = {"start": start, "exact": True, "first_record": records}
                 found = part.model_copy(update=update)
-                stop, count = patient(part.path, partial(_module(part.format).count, found))
+                stop, count = patient(part.path, partial(module(part.format).count, found))
                 known[part.path] = (stop, records + count)
             slices.append(found)
         settled.append(partition.model_copy(update={"slices": tuple(slices)}))
@@ -396,7 +405,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
 
     own = shaping.own_reading(part, reading)
     with transient_reading(part.path):
-        yield from shaping.shaped(part, reading, _module(part.format).read(part, own))
+        yield from shaping.shaped(part, reading, module(part.format).read(part, own))
 
 
 def line_of(place: Place, *, codec: Codec | None) -> int | None:

@@ -17,7 +17,7 @@ from batchserve.errors import (
     UsageError,
     raise_all,
 )
-from batchserve.inputs import Codec, Format, Source, folders, packed, patient
+from batchserve.inputs import TEXT_FORMATS, Codec, Format, Source, folders, packed, patient
 from batchserve.storage import translated
 
 Given = Literal["csv", "tsv", "jsonl", "parquet", "arrow"]
@@ -77,7 +77,7 @@ def _expand(name: str, given: Given | None) -> list[_Found]:
     path = Path(name)
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
-        matches = [p for p in files if given or _suffix_format(p)]
+        matches = [p for p in files if given or suffix_format(p)]
         if not matches:
             raise NotFoundError(f"{name}: no input file in this folder", _KNOWN)
         return [_Found(p, path) for p in sorted(matches, key=natural)]
@@ -135,7 +135,8 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _suffix_format(path: Path) -> Given | None:
+def suffix_format(path: Path) -> Given | None:
+    """Return the format that a file's suffix says, a codec's suffix left out; None if it says none."""
     name = path.name.lower()
     name = name.removesuffix(_packed_suffix(path))
     return next((form for suffix, form in SUFFIXES.items() if name.endswith(suffix)), None)
@@ -148,7 +149,7 @@ def _packed_suffix(path: Path) -> str:
 
 def _source(found: _Found, given: Given | None) -> Source:
     path = found.path
-    form = given or _suffix_format(path)
+    form = given or suffix_format(path)
     if form is None:
         raise UsageError(f"{path}: not a format batchserve reads", _KNOWN)
     with translated(path):
@@ -181,7 +182,7 @@ def _check_magic(path: Path, form: Format, codec: Codec | None, magic: bytes) ->
     Raises:
         DataError: They are of something else.
     """
-    known = f"packed ({codec})" if codec else _known(magic)
+    known = f"packed ({codec})" if codec else _known(magic, form)
     meant = _MEANT.get(form)
     suffix = _packed_suffix(path)
     if meant and known not in meant:
@@ -194,9 +195,11 @@ def _check_magic(path: Path, form: Format, codec: Codec | None, magic: bytes) ->
         raise DataError(message, _hint(None))
 
 
-def _known(magic: bytes) -> str | None:
-    """Return what a file is by its first bytes; a column FEA1 of a CSV is no Feather."""
-    if not any(byte < ord("\t") or ord("\r") < byte < ord(" ") or byte == ord("\xff") for byte in magic):
+def _known(magic: bytes, form: Format) -> str | None:
+    """Return what a file is by its first bytes; a CSV whose first column is FEA1 is no Feather."""
+    if form in TEXT_FORMATS and not any(
+        byte < ord("\t") or ord("\r") < byte < ord(" ") or byte == ord("\xff") for byte in magic
+    ):
         return None
     return next((what for start, what in _MAGICS if magic.startswith(start)), None)
 

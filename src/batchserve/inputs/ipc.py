@@ -129,7 +129,7 @@ def _returned(kind: pa.DataType) -> pa.DataType:
 
 
 def _head(source: Source) -> pa.RecordBatch:
-    with translated(source.path), _opened(source.path) as reader:
+    with translated(source.path, lambda: " in its first rows"), _opened(source.path) as reader:
         batches = reader.between(0, OPEN_END)
         empty = empty_batch(plain(reader.schema, source.path))
         return next((batch for batch in batches if batch.num_rows), empty).slice(0, SAMPLE_ROWS)
@@ -137,25 +137,30 @@ def _head(source: Source) -> pa.RecordBatch:
 
 def split(source: Source, target_bytes: int) -> list[Slice]:
     """Cut a file between record batches into ranges of about `target_bytes`; a stream stays whole."""
-    with translated(source.path):
-        rows = batch_rows(source.path) if source.size_bytes > target_bytes else None
-    if rows is None:
+    with translated(source.path), _opened(source.path) as reader:
+        stored = reader.stored
+    if not stored or source.size_bytes <= target_bytes:
         part = Slice(
             path=source.path, format="arrow", start=0, stop=OPEN_END, exact=True, size_bytes=source.size_bytes
         )
         return [part]
+    rows, *_ = survey(source.path)
     total = max(1, sum(rows))
     return grouped(source, [(each, source.size_bytes * each // total) for each in rows], target_bytes)
 
 
-def batch_rows(path: str) -> list[int] | None:
-    """Return the rows of each record batch of a file, by reading its narrowest column; None for a stream."""
-    with _opened(path) as reader:
-        if not reader.stored:
-            return None
-        narrowest = min(reader.schema, key=lambda field: _width(field.type)).name
-    with _opened(path, [narrowest]) as reader:
-        return [batch.num_rows for batch in reader.between(0, OPEN_END)]
+def survey(path: str) -> tuple[list[int], bool, dict[bytes, bytes]]:
+    """Return the rows of each record batch, whether it is a file (not a stream), and its key-values.
+
+    Raises:
+        DataError: The file is damaged or cut off.
+    """
+    with translated(path):
+        with _opened(path) as reader:
+            narrowest = min(reader.schema, key=lambda field: _width(field.type)).name
+            metadata = reader.schema.metadata or {}
+        with _opened(path, [narrowest]) as reader:
+            return [batch.num_rows for batch in reader.between(0, OPEN_END)], reader.stored, metadata
 
 
 def _width(kind: pa.DataType) -> int:

@@ -1,6 +1,7 @@
 """Parquet: ranges of row groups, streamed; page checksums are verified where there are any."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from batchserve.storage import transient_reading
 LEAST_BATCH_ROWS = 16_384
 SAMPLE_ROWS = 4096
 _READ_BUFFER_BYTES = 1 << 20
+_ABSURD_BYTES = 1 << 40
 
 
 @contextmanager
@@ -33,17 +35,23 @@ def translated(path: str, place: Callable[[], str] = str) -> Iterator[None]:
     try:
         with transient_reading(path):
             yield
-    except MemoryError:  # Arrow's own is one of its exceptions too
-        raise
-    except (pa.ArrowException, OSError) as error:
+    except (MemoryError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, MemoryError) and not _absurd(error):  # Arrow's own is one of both kinds
+            raise
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise from_os(OSError(error.errno, os.strerror(error.errno)), path) from error
         message = f"{path}: is damaged or cut off{place()} ({error})"
         raise DataError(message, "fetch the file again") from error
 
 
+def _absurd(error: MemoryError) -> bool:
+    """Whether so much memory was asked for that the size can only be damaged."""
+    size = re.search(r"size (\d+)", str(error))
+    return size is not None and int(size[1]) > _ABSURD_BYTES
+
+
 @contextmanager
-def _opened(path: str, place: Callable[[], str] = str) -> Iterator[pq.ParquetFile]:
+def opened(path: str, place: Callable[[], str] = str) -> Iterator[pq.ParquetFile]:
     """Open a file so that a huge row group streams: no pre-buffering, checksums verified."""
     with (
         translated(path, place),
@@ -93,7 +101,7 @@ def plain(schema: pa.Schema, path: str) -> pa.Schema:
 
 
 def _schema(path: str) -> pa.Schema:
-    with _opened(path) as file:
+    with opened(path) as file:
         return plain(file.schema_arrow, path)
 
 
@@ -112,7 +120,7 @@ def sample(heads: Iterator[pa.RecordBatch], sampled: Sequence[Source], agreed: A
 
 
 def _head(source: Source) -> pa.RecordBatch:
-    with _opened(source.path) as file:
+    with opened(source.path, lambda: f" in its first {SAMPLE_ROWS:,} rows") as file:
         empty = empty_batch(plain(file.schema_arrow, source.path))
         return next(file.iter_batches(SAMPLE_ROWS, use_threads=False), empty)
 
@@ -122,7 +130,7 @@ def split(source: Source, target_bytes: int) -> list[Slice]:
 
     Sizes are the unpacked bytes that the footer states: they follow the work, stored bytes do not.
     """
-    with _opened(source.path) as file:
+    with opened(source.path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
     return grouped(source, sizes, target_bytes)
@@ -137,7 +145,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     base = part.first_record
     runs = max(1, LEAST_BATCH_ROWS // reading.batch_rows)
     groups = list(range(part.start, part.stop))
-    with _opened(part.path, lambda: f" after row {base:,}") as file:
+    with opened(part.path, lambda: f" after row {base:,}") as file:
         stated = part.first_record + sum(file.metadata.row_group(i).num_rows for i in groups)
         batches = file.iter_batches(
             runs * reading.batch_rows, row_groups=groups, columns=list(reading.columns), use_threads=False

@@ -78,7 +78,7 @@ def count(raw: bytes) -> int:
     data = np.frombuffer(raw, np.uint8)
     quotes = np.flatnonzero(data == _QUOTE) if _QUOTE in raw else np.empty(0, np.int64)
     returns = raw.count(b"\r")
-    if returns != raw.count(b"\r\n") or not _well_formed(data, quotes):
+    if not raw or returns != raw.count(b"\r\n") or not _well_formed(data, quotes):
         return len(record_starts(raw))
     newlines = np.flatnonzero(data == _NEWLINE)
     ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0] + 1 if quotes.size else newlines + 1
