@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import models
@@ -58,7 +58,7 @@ def planned(folder: Path) -> Plan:
 
 
 def _source(name: str) -> Source:
-    return Source(path=f"/{name}.csv", format="csv", gzip=False, size_bytes=1, mtime_ns=1)
+    return Source(path=f"/{name}.csv", format="csv", size_bytes=1, mtime_ns=1)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Scorer:
         writer._rejects, writer._rejected = None, 0
         if partition.index == _REJECTING:
             writer.reject(0, _REJECT)
-            writer._rejects.sync()
+            cast("storage.Sink", writer._rejects).sync()
         data = _part(self._run.scenario.plan, partition.index)
         writer._sink.write(data)
         writer._row_groups = [RowGroup(rows=1, size_bytes=len(data), sha256=_digest(data))]

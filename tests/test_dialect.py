@@ -14,7 +14,7 @@ import batchserve as bs
 import messy
 from batchserve import inputs
 from batchserve.errors import BatchserveError
-from batchserve.inputs import Block, Reading, Source, detection, files
+from batchserve.inputs import Block, Reading, Wish, detection, files
 from batchserve.inputs.dialect import Asked, Dialect
 from messy import CORPUS, Messy
 from workbench import doubler, run
@@ -74,7 +74,7 @@ def test_a_messy_file_whose_dialect_is_said_is_read(each: Messy, size: int, tmp_
         skip_lines=known.skip_lines, encoding=known.encoding,
     )  # fmt: skip
     sources = files.resolve([str(path)])
-    look = inputs.look(sources, infer="full", types={}, asked=asked)
+    look = inputs.look(sources, Wish("full", asked=asked))
     names = tuple(look.schema.names)
     reading = Reading(schema_=look.schema, columns=names, batch_rows=64, dialect=look.found.dialect)
 
@@ -180,11 +180,7 @@ def test_the_suffix_tsv_says_tabs(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     text = b"a,b\tc\n1,2\t3\n"
     path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-    source = Source(
-        path=str(path), format="csv", gzip=name.endswith("gz"), size_bytes=path.stat().st_size, mtime_ns=0
-    )
-
-    look = inputs.look([source], infer="sample", types={})
+    look = inputs.look(files.resolve([str(path)]), Wish())
 
     assert look.schema.names == ["a,b", "c"]
     assert look.found.said == ("delimiter",)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import batchserve as bs
 import models
 from batchserve import chain, inputs
-from batchserve.inputs import Block, Extent, Partition, Reading, files, quotes, records
+from batchserve.inputs import Block, Extent, Partition, Reading, Wish, files, quotes, records
 from batchserve.inputs.dialect import Asked, Dialect
 
 # -- a slow reference -------------------------------------------------------------------------
@@ -236,10 +236,10 @@ def rows_of(path: Path, size: int, asked: Asked = SAID) -> list[dict[str, Any]]:
     """Read a file in partitions of `size` bytes as a job does, wrong guesses corrected."""
     sources = files.resolve([str(path)])
     asked = asked if path.suffix == ".csv" else Asked()
-    found = inputs.look(sources, infer="full", types={}, asked=asked)
+    found = inputs.look(sources, Wish("full", asked=asked))
     if path.suffix == ".csv":
         texts = dict.fromkeys(found.schema.names, "text")
-        found = inputs.look(sources, infer="full", types=texts, asked=asked)
+        found = inputs.look(sources, Wish("full", types=texts, asked=asked))
     dialect = found.found.dialect
     columns = tuple(found.schema.names)
     reading = Reading(schema_=found.schema, columns=columns, batch_rows=64, dialect=dialect)

@@ -25,7 +25,7 @@ def new_sources(sources: Sequence[Source], earlier: OutputReceipt) -> list[Sourc
         message = f"{earlier.output}: was scored with --limit, so its files may not be in it whole"
         raise OutputError(message, "score the whole anew with --overwrite")
     known = {source.path: source for source in earlier.inputs}
-    changed = [source for source in sources if known.get(source.path, source) != source]
+    changed = [source for source in sources if not known.get(source.path, source).same_file(source)]
     hint = "score the whole anew with --overwrite, or give the new rows as a file of their own"
     raise_all(
         [

@@ -7,7 +7,7 @@ each slice of a file starts exactly where the slice before it stopped.
 import itertools
 from collections.abc import Sequence
 
-from batchserve.inputs import Partition
+from batchserve.inputs import TEXT_FORMATS, Partition
 from batchserve.outputs import Amendment, Receipt
 
 
@@ -22,7 +22,7 @@ def misguessed(partitions: Sequence[Partition], receipts: dict[int, Receipt]) ->
         extents = receipts[partition.index].facts.extents
         for part, (start, stop) in zip(partition.slices, extents, strict=False):
             expected = ends.get(part.path, start)
-            if part.format != "parquet" and start != expected:
+            if part.format in TEXT_FORMATS and start != expected:
                 return _restarted(partition, part.path, expected)
             ends[part.path] = stop
     return None

@@ -173,6 +173,7 @@ def _notes(report: Report) -> Iterator[str]:
     if receipt.read_retries:
         yield f"{receipt.read_retries:,} partitions were read again after reading failed"
     yield from (f"{column} has another type since {place}" for column, place in report.amended.items())
+    yield from (f"drift: {line}" for line in report.drift)
 
 
 def report_json(report: Report, settings: Settings) -> str:

@@ -77,7 +77,7 @@ def plan(job: Job, given: Sequence[str], output: str | None = None) -> tuple[Pla
 
 def _work(job: Job, given: Sequence[str], output: str | None, problems: Problems) -> _Work:
     nothing: list[Source] = []
-    sources = problems.attempt(lambda: _resolved(given), nothing)
+    sources = problems.attempt(lambda: _resolved(job, given), nothing)
     found = None
     if output is not None:
         found = problems.attempt(
@@ -89,10 +89,10 @@ def _work(job: Job, given: Sequence[str], output: str | None, problems: Problems
     return problems.attempt(lambda: _appending(sources, found), _Work(sources, found))
 
 
-def _resolved(given: Sequence[str]) -> list[Source]:
+def _resolved(job: Job, given: Sequence[str]) -> list[Source]:
     if not given:
         raise UsageError("no input is named", "say which files to score")
-    return files.resolve(given)
+    return files.resolve(given, job.format)
 
 
 def _appending(sources: list[Source], found: Target) -> _Work:

@@ -93,7 +93,7 @@ class _Groups:
 
 def lines(files: Files, done: Sequence[Done], space: Workspace) -> Iterator[Line]:
     """Give the rejects of all parts in input order, each with its place in its file."""
-    packed = {source.path: source.gzip for source in files.sources}
+    codecs = {source.path: source.codec for source in files.sources}
     counters: dict[str, LineCounter] = {}
     records: Counter[str] = Counter()
     for partition, receipt in done:
@@ -105,7 +105,7 @@ def lines(files: Files, done: Sequence[Done], space: Workspace) -> Iterator[Line
             path = reject.place.path
             offset = reject.place.byte_offset
             if offset is not None and path not in counters:
-                counters[path] = LineCounter(path, gzip=packed[path], encoding=files.encoding)
+                counters[path] = LineCounter(path, codec=codecs[path], encoding=files.encoding)
             yield Line(
                 plan_id=files.plan_id, file=path, record=bases[slice_] + reject.place.record + 1,
                 line=None if offset is None else counters[path].line_of(offset), byte_offset=offset,

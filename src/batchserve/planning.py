@@ -26,7 +26,7 @@ from batchserve.errors import (
     did_you_mean,
     raise_all,
 )
-from batchserve.inputs import Look, Partition, Reading, Source
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
 from batchserve.model import (
     ModelSpec,
@@ -62,6 +62,8 @@ class Plan(BaseModel, frozen=True):
     """Column types set by the user or by an amendment."""
     amended: dict[str, Amendment] = {}
     """Those of `types` that an amendment set; not part of the id, as the bytes are the same."""
+    drift: tuple[str, ...] = ()
+    """How files differ from the first one and what is made of it, in words."""
     batch_rows_asked: int | None = None
     """The rows per run that the user asked for, or None; not part of the id either."""
     asked: dict[str, Any] = {}
@@ -133,7 +135,8 @@ def make(
     look = empty
     asked = problems.attempt(lambda: Asked.of(job), Asked())
     if sources:
-        looked = partial(inputs.look, sources, infer=job.infer, types=types, hints=hints, asked=asked)
+        wish = inputs.Wish(job.infer, types, hints, job.schema_drift == "widen", job.add_source, asked)
+        looked = partial(inputs.look, sources, wish)
         look = problems.attempt(lambda: patiently(lambda _: looked()), empty)
     problems.check()
     try:
@@ -145,10 +148,11 @@ def make(
             hint = f"{error.hint or 'look at its columns'}; the file was read with {look.found}"
             raise type(error)(error.message, hint) from error
         raise
-    partitions = _partitions(job, sources, look.found.dialect)
+    cut = _partitions(job, sources, look.found.dialect)
+    partitions = inputs.laid_out(cut, look, add_source=job.add_source)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
-        types=types, dialect=look.found,
+        types=types, dialect=look.found, drift=look.drift,
         asked=job.model_dump(include=_ASKED, exclude_defaults=True, mode="json"),
     )  # fmt: skip
 
@@ -233,15 +237,16 @@ def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:
 def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
     if job.keep == ("all",):
         return tuple(names)
+    source = (SOURCE_FILE, SOURCE_ROW) if job.add_source else ()
     if job.keep == ("none",):
-        return ()
+        return source
     unknown = [name for name in job.keep if name not in names]
     hint = f"columns are: {', '.join(names)}"
     raise_all([
         UsageError(f"--keep {name}: no such column", did_you_mean(name, names) or hint)
         for name in unknown
     ])  # fmt: skip
-    return tuple(name for name in names if name in job.keep)
+    return tuple(name for name in names if name in {*job.keep, *source})
 
 
 def _batch_rows(job: Job, signature: Signature) -> int:

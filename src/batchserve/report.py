@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchserve import workspace
+from batchserve import inputs, workspace
 from batchserve.binding import Feed
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
 from batchserve.model import session_for
@@ -53,6 +54,11 @@ class Report:
         return any(run.plan.recipe.size_matters for run in self.receipt.runs)
 
     @property
+    def drift(self) -> tuple[str, ...]:
+        """How files differed from the first one and what was made of it, in words."""
+        return self.receipt.runs[-1].plan.drift
+
+    @property
     def rows_per_s(self) -> float:
         """Rows scored now, per second of wall time."""
         return (self.rows_added - self.rows_before) / self.seconds if self.seconds else 0.0
@@ -87,6 +93,7 @@ class Report:
             "workers": self.workers,
             "in_place": self.in_place,
             "amended": self.amended,
+            "drift": list(self.drift),
             "halved_batches": receipt.halved_batches,
             "size_matters": self.size_matters,
             "read_retries": receipt.read_retries,
@@ -171,9 +178,9 @@ def where(place: Place, made: Plan) -> str:
     """
     if place.byte_offset is None:
         return shortest(place.path)
-    packed = next((source.gzip for source in made.sources if source.path == place.path), False)
+    codec = next((source.codec for source in made.sources if source.path == place.path), None)
     encoding = made.recipe.reading.dialect.encoding
-    line = LineCounter(place.path, gzip=packed, encoding=encoding).line_of(place.byte_offset)
+    line = LineCounter(place.path, codec=codec, encoding=encoding).line_of(place.byte_offset)
     return f"{shortest(place.path)}:{line}"
 
 
@@ -198,6 +205,7 @@ def plan_facts(made: Plan) -> dict[str, str]:
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
+    facts |= _added(made) | {f"drift {i}": line for i, line in enumerate(made.drift, 1)}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
 
 
@@ -215,6 +223,23 @@ def dialect_note(made: Plan) -> str | None:
     if not made.sources or made.sources[0].format != "csv" or not made.dialect.doubtful:
         return None
     return f"{shortest(made.sources[0].path)} is read with {made.dialect}"
+
+
+def _added(made: Plan) -> dict[str, str]:
+    """Return which columns rows get besides those of their files."""
+    schema = made.recipe.reading.schema_
+    facts = {}
+    if names := [name for name, _ in made.sources[0].folders] if made.sources else []:
+        facts["folders"] = (
+            ", ".join(f"{name} ({schema.field(name).type})" for name in names) + " by their names"
+        )
+    if any(part.add_source for partition in made.partitions for part in partition.slices):
+        read = len(inputs.counted(made.partitions))
+        once = (
+            f"; {read:,} text file{'s' * (read != 1)} of several partitions read once more, to count records"
+        )
+        facts["adds"] = f"{SOURCE_FILE}, {SOURCE_ROW}{once if read else ''}"
+    return facts
 
 
 def _lowered(made: Plan) -> str:

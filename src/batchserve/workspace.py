@@ -216,6 +216,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         "types fixed": ", ".join(plan.types),
         "batch rows": f"{recipe.batch_rows:,}",
         "limit": f"{recipe.limit}",
+        "drift": ", ".join(plan.drift),
         "rows depend": f"{recipe.rows_depend}",
         "non-finite scores": recipe.on_nonfinite,
         **plan.versions,

@@ -150,14 +150,19 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help="An ONNX model.")],
+    file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],
     debug: flags.Debug = None,
 ) -> None:
-    """Show what a model takes and gives.
+    """Show what a model takes and gives, or what a data file holds.
 
     Example: batchserve inspect model.onnx
     """
-    from batchserve import console, frames
+    from batchserve import console, survey
+
+    if survey.is_data(file):
+        console.table(file, survey.described(file))
+        return
+    from batchserve import frames
 
     console.table(file, frames.described(file))
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv as pacsv
 
 from batchserve.codec import NULL_TEXTS, empty_batch, empty_to_null, number_or_none, without_null_texts
-from batchserve.errors import DataError, raise_all
+from batchserve.errors import DataError
 from batchserve.inputs import (
     OPEN_END,
     Block,
@@ -23,15 +23,16 @@ from batchserve.inputs import (
     Slice,
     Source,
     TypeMisfit,
+    Wish,
     bad_record,
     detection,
-    drift,
     encodings,
     inference,
     quotes,
     records,
 )
 from batchserve.inputs.dialect import Asked, Dialect, Found
+from batchserve.inputs.schemas import Agreed, agree
 from batchserve.rejects import Place
 
 _BLANK = (b"", b"\r", b"\n")
@@ -49,19 +50,16 @@ def dialect_of(source: Source, asked: Asked) -> Found:
     Raises:
         DataError: They are not of the encoding that the file should have.
     """
-    if not asked.delimiter and _SUFFIX_TSV.search(source.path):
-        asked = asked.model_copy(update={"delimiter": "\t"})
+    if not asked.delimiter and source.delimiter:
+        asked = asked.model_copy(update={"delimiter": source.delimiter})
     encoding = asked.encoding or encodings.marked(_head(source, encodings.UTF_8, 4)) or encodings.UTF_8
     head = _head(source, encoding, detection.HEAD_BYTES)
     _check_encoding(source.path, head, encoding)
     return detection.find(head, encoding, asked)
 
 
-_SUFFIX_TSV = re.compile(r"\.tsv(\.[a-z0-9]+)?$", re.IGNORECASE)
-
-
 def _head(source: Source, encoding: str, size: int) -> bytes:
-    with records.opened(source.path, gzip=source.gzip) as stored:
+    with records.opened(source.path, codec=source.codec) as stored:
         return records.read_exactly(encodings.as_utf8(stored, encoding), size)
 
 
@@ -99,7 +97,7 @@ def header(source: Source, dialect: Dialect) -> tuple[list[str], int]:
     Raises:
         DataError: The file is empty, or its header is unusable.
     """
-    with records.opened(source.path, gzip=source.gzip) as stored:
+    with records.opened(source.path, codec=source.codec) as stored:
         file = encodings.as_utf8(stored, dialect.encoding)
         head = records.read_exactly(file, 1 << 16)
         while (span := _first_record(head, dialect)) is None:
@@ -157,14 +155,7 @@ def _parse_options(dialect: Dialect, *, newlines: bool) -> pacsv.ParseOptions:
     )  # fmt: skip
 
 
-def look(
-    sources: Sequence[Source],
-    sampled: Sequence[Source],
-    infer: str,
-    types: dict[str, str],
-    hints: dict[str, str],
-    asked: Asked,
-) -> Look:
+def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Look:
     """Find the columns of all files and the type each keeps.
 
     Integers are typed so only where every text is canonical (no leading zero or plus sign, 64
@@ -174,44 +165,45 @@ def look(
         DataError: A file's header is unusable or differs from the first file's.
         UsageError: `types` names an unknown column or type.
     """
-    found = dialect_of(sources[0], asked)
-    dialect = found.dialect
-    headers = {source.path: header(source, dialect) for source in sources}
-    names, _ = headers[sources[0].path]
-    differ = [drift(sources[0].path, names, path, found) for path, (found, _) in headers.items()]
-    raise_all([problem for problem in differ if problem])
-    wanted = inference.named_types(types, hints, names)
-    texts = _sample(sampled, dialect, headers, full=infer == "full")
+    found = dialect_of(sources[0], wish.asked)
+    headers = {source.path: header(source, found.dialect) for source in sources}
+    plain = {path: pa.schema([(n, pa.string()) for n in names]) for path, (names, _) in headers.items()}
+    agreed = agree(plain, widen=wish.widen)
+    names = agreed.schema.names
+    wanted = inference.named_types(wish.types, wish.hints, names)
+    texts = _sample(sampled, found.dialect, agreed, headers, full=wish.infer == "full")
     columns = texts.columns
     kinds = [wanted.get(n) or inference.classify(c) for n, c in zip(names, columns, strict=True)]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _typed(texts, schema), found)
+    return Look(schema, _typed(texts, schema), found, agreed.layouts, agreed.drift)
 
 
 def _sample(
-    sources: Sequence[Source], dialect: Dialect, headers: dict[str, tuple[list[str], int]], *, full: bool
-) -> pa.Table:
+    sources: Sequence[Source], dialect: Dialect, agreed: Agreed,
+    headers: dict[str, tuple[list[str], int]], *, full: bool,
+) -> pa.Table:  # fmt: skip
     """Read rows as text: from windows at the start, the end and evenly between, or all."""
-    names = headers[sources[0].path][0]
-    schema = pa.schema([pa.field(n, pa.string()) for n in names])
-    tables = [pa.Table.from_batches([], schema)]
+    tables = [pa.Table.from_batches([], agreed.schema)]
     for source in sources:
+        layout = agreed.layouts.get(source.path)
+        names = [name for _, name in layout] if layout else agreed.schema.names
         start = headers[source.path][1]
+        schema = pa.schema([pa.field(name, pa.string()) for name in names])
         for part in _windows(source, start, dialect, full=full):
             chunks = _chunks(part, dialect, most=None if full else 1)
             tables += [_texts(chunk.raw, schema, dialect) for chunk in chunks]
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _windows(source: Source, start: int, dialect: Dialect, *, full: bool) -> Iterator[Slice]:
     base = Slice(
-        path=source.path, format="csv", gzip=source.gzip, start=start, stop=OPEN_END, exact=True,
+        path=source.path, format="csv", codec=source.codec, start=start, stop=OPEN_END, exact=True,
         size_bytes=source.size_bytes,
     )  # fmt: skip
     step = (source.size_bytes - start - _WINDOW_BYTES) // (_WINDOWS - 1)
     if full:
         yield base
-    elif source.gzip or dialect.streamed or step <= _WINDOW_BYTES:
+    elif source.codec or dialect.streamed or step <= _WINDOW_BYTES:
         yield base.model_copy(update={"stop": start + _WINDOWS * _WINDOW_BYTES})
     else:
         for i in range(_WINDOWS):
@@ -261,16 +253,16 @@ def _cast_or_null(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file into ranges of equal size, none over `target_bytes`.
 
-    A gzip stays whole, and so does a file that has to be decoded from its start.
+    A packed one stays whole, and so does a file that has to be decoded from its start.
     """
     _, start = header(source, dialect)
     size = max(0, source.size_bytes - start)
-    count = 1 if source.gzip or dialect.streamed else max(1, -(-size // target_bytes))
+    count = 1 if source.codec or dialect.streamed else max(1, -(-size // target_bytes))
     edges = [start + size * i // count for i in range(count)]
     stops = [*edges[1:], OPEN_END]
     return [
         Slice(
-            path=source.path, format="csv", gzip=source.gzip, start=a, stop=b, exact=i == 0,
+            path=source.path, format="csv", codec=source.codec, start=a, stop=b, exact=i == 0,
             size_bytes=source.size_bytes // count,
         )
         for i, (a, b) in enumerate(zip(edges, stops, strict=True))
@@ -304,9 +296,10 @@ def _endless(record: records.Endless, path: str, dialect: Dialect) -> Item:
     return bad_record(Fault("PARSE", "", "", reason), place, record.raw, dialect)
 
 
-def extent(part: Slice, dialect: Dialect) -> Extent:
-    """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, quotes.of(dialect).boundaries, dialect.encoding)
+def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
+    """Return where a slice whose start is exact stops, and how many records it has."""
+    found = quotes.of(dialect)
+    return records.count(part, found.boundaries, found.count, dialect.encoding)
 
 
 def record_starts(raw: bytes, dialect: Dialect) -> list[int]:

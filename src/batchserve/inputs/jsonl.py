@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -21,11 +22,12 @@ from batchserve.inputs import (
     Slice,
     Source,
     TypeMisfit,
+    Wish,
     bad_record,
     encodings,
     records,
 )
-from batchserve.inputs.dialect import Asked, Dialect, Found
+from batchserve.inputs.dialect import Dialect, Found
 from batchserve.inputs.inference import named_types
 from batchserve.rejects import Place
 
@@ -44,39 +46,33 @@ def record_starts(raw: bytes, dialect: Dialect | None = None) -> list[int]:
     return starts
 
 
-def look(
-    sources: Sequence[Source],
-    sampled: Sequence[Source],
-    infer: str,
-    types: dict[str, str],
-    hints: dict[str, str],
-    asked: Asked,
-) -> Look:
+def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Look:
     """Find the keys of all objects and the type each keeps.
 
     Raises:
         DataError: No object could be read.
         UsageError: `types` names an unknown key or type, or the user said what only CSV has.
     """
-    raise_all(list(asked.misplaced("JSON", "encoding")))
+    raise_all(list(wish.asked.misplaced("JSON", "encoding")))
     # Only its mark is read of the first: a key that a file lacks is null there.
-    dialect = Dialect(encoding=asked.encoding or encodings.marked(_head(sources[0])) or encodings.UTF_8)
-    full = infer == "full"
+    encoding = wish.asked.encoding or encodings.marked(_head(sources[0])) or encodings.UTF_8
+    dialect = Dialect(encoding=encoding)
+    full = wish.infer == "full"
     texts = [chunk for source in sampled for chunk in _sample(source, dialect, full=full)]
     tables = [table for text in texts for table in _inferred(text, dialect)]
     if not tables:
         path = sampled[0].path
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
-    wanted = named_types(types, hints, names)
+    wanted = named_types(wish.types, wish.hints, names)
     merged = _merged([table.schema for table in tables])
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _rows(texts[0], schema, dialect), Found(dialect=dialect, said=asked.said))
+    return Look(schema, _rows(texts[0], schema, dialect), Found(dialect=dialect, said=wish.asked.said))
 
 
 def _head(source: Source) -> bytes:
-    with records.opened(source.path, gzip=source.gzip) as file:
+    with records.opened(source.path, codec=source.codec) as file:
         return records.read_exactly(file, 4)
 
 
@@ -136,7 +132,7 @@ def _rows(raw: bytes, schema: pa.Schema, dialect: Dialect, most: int = 4096) -> 
 
 def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: int = 0) -> Slice:
     return Slice(
-        path=source.path, format="jsonl", gzip=source.gzip, start=start, stop=stop, exact=exact,
+        path=source.path, format="jsonl", codec=source.codec, start=start, stop=stop, exact=exact,
         size_bytes=size_bytes,
     )  # fmt: skip
 
@@ -144,9 +140,9 @@ def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: in
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file into ranges of equal size, none over `target_bytes`.
 
-    A gzip stays whole, and so does a file that has to be decoded from its start.
+    A packed one stays whole, and so does a file that has to be decoded from its start.
     """
-    whole = source.gzip or dialect.streamed
+    whole = source.codec or dialect.streamed
     count = 1 if whole else max(1, -(-source.size_bytes // target_bytes))
     edges = [_start(source), *(source.size_bytes * i // count for i in range(1, count))]
     size = source.size_bytes // count
@@ -173,9 +169,10 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             yield from _blocks(item, part.path, reading)
 
 
-def extent(part: Slice, dialect: Dialect) -> Extent:
-    """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, records.LINES, dialect.encoding)
+def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
+    """Return where a slice whose start is exact stops, and how many records it has."""
+    starts = partial(record_starts, dialect=dialect)
+    return records.count(part, records.LINES, lambda raw: len(starts(raw)), dialect.encoding)
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:

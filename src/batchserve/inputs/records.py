@@ -4,15 +4,13 @@ A range need not start at a record: the reader looks for the first one, reads to
 record that starts at or after the range's stop, and reports both offsets exactly.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from batchserve.errors import DataError
-from batchserve.inputs import OPEN_END, Extent, Slice
+from batchserve.inputs import OPEN_END, Codec, Extent, Slice
 from batchserve.inputs.encodings import UTF_8, as_utf8
 from batchserve.rejects import RAW_BYTES
 from batchserve.storage import transient_reading, translated
@@ -60,26 +58,22 @@ class Endless:
 
 
 @contextmanager
-def opened(path: str, *, gzip: bool) -> Iterator[BinaryIO]:
-    """Open a text file, unpacking gzip.
+def opened(path: str, *, codec: Codec | None) -> Iterator[BinaryIO]:
+    """Open a text file, unpacking it.
 
     Raises:
-        DataError: The gzip stream is damaged or cut off.
+        DataError: A packed file is damaged or cut off.
         TransientError: It cannot be read just now.
     """
     with transient_reading(path), translated(path):
-        if not gzip:
+        if codec is None:
             with Path(path).open("rb", buffering=0) as file:
                 yield cast("BinaryIO", file)
             return
-        from isal import igzip, igzip_lib
+        from batchserve.inputs import packed
 
-        try:
-            with igzip.open(path, "rb") as unpacked:
-                yield cast("BinaryIO", unpacked)
-        except (EOFError, zlib.error, igzip_lib.IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # isal types a class as an instance
-            message = f"{path}: the gzip stream is damaged or cut off ({error})"
-            raise DataError(message, "fetch or pack the file again") from error
+        with packed.unpacked(path, codec) as file:
+            yield file
 
 
 def read_exactly(file: BinaryIO, size: int) -> bytes:
@@ -97,7 +91,7 @@ def chunks(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Iterat
     Offsets and texts are those of the unpacked file, or of its UTF-8 text if its encoding
     has to be decoded as a stream.
     """
-    with opened(part.path, gzip=part.gzip) as stored:
+    with opened(part.path, codec=part.codec) as stored:
         file = as_utf8(stored, encoding)
         start = part.start if part.exact else boundaries.first(file, part.start)
         if start >= part.stop:
@@ -119,10 +113,24 @@ def chunks(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Iterat
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
 
-def extent(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Extent:
-    """Return the exact extent of a slice without reading its rows."""
-    items = chunks(part, boundaries, encoding)
-    return next(item for item in items if isinstance(item, Extent))
+def count(
+    part: Slice, boundaries: Boundaries, records: Callable[[bytes], int], encoding: str = UTF_8
+) -> tuple[int, int]:
+    """Return where a slice stops and how many records it has, without reading its rows.
+
+    Args:
+        part: The slice; its start is exact.
+        boundaries: How the format's records are told apart.
+        records: Counts those of a text of whole records, as the reader does.
+        encoding: Of the file.
+    """
+    total, stop = 0, part.start
+    for item in chunks(part, boundaries, encoding):
+        if isinstance(item, Extent):
+            stop = item.stop
+        else:
+            total += records(item.raw) if isinstance(item, Chunk) else 1
+    return stop, total
 
 
 _MORE, _DONE, _ENDLESS = "more", "done", "endless"
@@ -170,8 +178,8 @@ class LineCounter:
     Lines end in a line feed; in a file that has none before the place, in a carriage return.
     """
 
-    def __init__(self, path: str, *, gzip: bool, encoding: str = UTF_8) -> None:
-        self._blocks = _blocks(path, gzip=gzip, encoding=encoding)
+    def __init__(self, path: str, *, codec: Codec | None, encoding: str = UTF_8) -> None:
+        self._blocks = _blocks(path, codec=codec, encoding=encoding)
         self._block = b""
         self._base = self._at = 0
         self._feeds = self._returns = 0
@@ -191,8 +199,8 @@ class LineCounter:
         self._at = stop
 
 
-def _blocks(path: str, *, gzip: bool, encoding: str) -> Iterator[bytes]:
-    with opened(path, gzip=gzip) as stored:
+def _blocks(path: str, *, codec: Codec | None, encoding: str) -> Iterator[bytes]:
+    with opened(path, codec=codec) as stored:
         file = as_utf8(stored, encoding)
         while block := read_exactly(file, 1 << 20):
             yield block
