@@ -49,6 +49,8 @@ class OutputReceipt(BaseModel, frozen=True):
     """Nulls met in columns of the model, where there were any."""
     null_rules: dict[str, str]
     """What they became: nan or fill=VALUE."""
+    rounded: dict[str, int] = {}
+    """Integers of model columns that lost digits, as the model takes floats, where there were any."""
     size_bytes: int
     """Of the output; of all parts for a dataset."""
     row_groups: tuple[RowGroup, ...]
@@ -213,6 +215,7 @@ def _summed(
         rows_rejected=sum(f.rows_rejected for f in facts),
         nulls={name: int(count) for name, count in nulls.items() if count},
         null_rules={name: str(rule) for name, rule in rules.items() if nulls.get(name)},
+        rounded={name: int(count) for name, count in _added([f.rounded for f in facts]).items()},
         size_bytes=size_bytes,
         row_groups=tuple(groups),
         footer_sha256="",
@@ -303,6 +306,7 @@ def _joined(earlier: OutputReceipt, later: OutputReceipt) -> OutputReceipt:
             "rows_out": earlier.rows_out + later.rows_out,
             "rows_rejected": earlier.rows_rejected + later.rows_rejected,
             "nulls": {k: int(v) for k, v in _added([earlier.nulls, later.nulls]).items()},
+            "rounded": {k: int(v) for k, v in _added([earlier.rounded, later.rounded]).items()},
             "null_rules": earlier.null_rules | later.null_rules,
             "size_bytes": earlier.size_bytes + later.size_bytes,
             "halved_batches": earlier.halved_batches + later.halved_batches,

@@ -154,6 +154,8 @@ def summary_lines(report: Report) -> list[str]:
         rule = receipt.null_rules[column]
         became = "NaN" if rule == "nan" else rule.removeprefix("fill=")
         lines.append(f"  {column}: {count:,} null{'s' * (count != 1)} became {became}")
+    for column, count in receipt.rounded.items():
+        lines.append(f"  {column}: {count:,} integer{'s' * (count != 1)} rounded to the model's float")
     if receipt.halved_batches:
         bits = "last bits of their scores may differ" if report.size_matters else "their scores are the same"
         lines.append(f"  {receipt.halved_batches:,} runs of the model lacked memory and were halved: {bits}")

@@ -63,7 +63,9 @@ class Facts(BaseModel, frozen=True):
     extents: tuple[tuple[int, int], ...]
     """Exact start and stop of every slice."""
     nulls: dict[str, int]
-    """Nulls met per model column."""
+    """Rows with a null, or a null in their list, per model column."""
+    rounded: dict[str, int] = {}
+    """Integers that the model's float type has no digits for, per column."""
     rejects: tuple[RejectGroup, ...]
     amendments: tuple[Amendment, ...]
     seconds: dict[str, float]

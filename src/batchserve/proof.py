@@ -1,8 +1,8 @@
 """Are rows independent? A batch scorer may only cut, pad and permute rows if they are.
 
-The first rows are run as they are, in reverse order, and beside an outlier and a NaN row; if
-any of their scores changes by a bit, the model mixes rows (dynamic quantisation takes its scale
-from the whole batch, a mean may run over the batch).
+The first rows are run twice as they are, in reverse order, and with another last row: an outlier,
+a NaN row, the first row once more. If any of their scores changes by a bit, the model mixes rows
+(dynamic quantisation takes its scale from the whole batch, a mean may run over the batch).
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from batchserve.codec import Prediction
 from batchserve.errors import ModelError
-from batchserve.model import ModelSpec, Runs, Session, Tensor, operators
+from batchserve.model import Runs, Session, Tensor
+from batchserve.modelfile import ModelSpec, operators
+from batchserve.predictions import Prediction, check_rows
 from batchserve.scoring import padded
 
 _MIXERS = {
@@ -50,16 +51,18 @@ def prove(
     """
     names = [prediction.output for prediction in predictions]
     batch = {name: padded(tensor[:batch_rows], batch_rows) for name, tensor in tensors.items()}
-    plain = [_comparable(values) for values in session.run(names, batch)]
+    plain = session.run(names, batch)
+    for name, values in zip(names, plain, strict=True):
+        check_rows(name, values, batch_rows)
     for what, variant, rows in _variants(batch, batch_rows):
         try:
             scores = session.run(names, variant)
         except ModelError:
-            if what == "in reverse order":
+            if what in {"again", "in reverse order"}:
                 raise
             continue  # an outlier may be refused: that says nothing of its neighbours
-        for name, before, after in zip(names, plain, map(_comparable, scores), strict=True):
-            if not _equal(before[rows], after[: len(rows)]):
+        for name, before, after in zip(names, plain, scores, strict=True):
+            if not _equal(_picked(before, rows), after[: len(rows)]):
                 raise _mixed(spec, name, what)
 
 
@@ -78,11 +81,11 @@ def size_matters(
     """
     names = [prediction.output for prediction in predictions]
     batch = {name: padded(tensor[:batch_rows], batch_rows) for name, tensor in tensors.items()}
-    plain = [_comparable(values) for values in session.run(names, batch)]
+    plain = session.run(names, batch)
     try:
         for rows in {max(1, batch_rows // 2), 1}:
             scores = session.run(names, {name: tensor[:rows] for name, tensor in batch.items()})
-            if not all(_equal(a[:rows], _comparable(b)) for a, b in zip(plain, scores, strict=True)):
+            if not all(_equal(a[:rows], b) for a, b in zip(plain, scores, strict=True)):
                 return True
     except ModelError:  # it takes no fewer rows, so it will not give other bits
         return False
@@ -93,16 +96,32 @@ def _variants(batch: dict[str, Tensor], rows: int) -> list[tuple[str, dict[str, 
     order = np.arange(rows)[::-1]
     permuted = {name: tensor[order] for name, tensor in batch.items()}
     most = np.arange(rows - 1)
-    return [
-        ("in reverse order", permuted, order),
-        ("beside an outlier", {n: _last(t, _OUTLIER) for n, t in batch.items()}, most),
-        ("beside a NaN", {n: _last(t, np.nan) for n, t in batch.items()}, most),
-    ]
+    others = {
+        "beside an outlier": {n: _last(t, _outlier(t)) for n, t in batch.items()},
+        "beside a NaN": {n: _last(t, np.nan) for n, t in batch.items()},
+        "beside a copy of the first row": {n: _last(t, t[0]) for n, t in batch.items()},
+    }
+    again, back = ("again", batch, np.arange(rows)), ("in reverse order", permuted, order)
+    return [again, back, *((what, each, most) for what, each in others.items())]
 
 
-def _last(tensor: Tensor, value: float) -> Tensor:
-    """Put `value` into the last row of a float tensor."""
-    if tensor.dtype.kind != "f" or len(tensor) == 1:
+def _outlier(tensor: Tensor) -> Any:
+    """Return a value unlike those of a tensor, but one that the model may take as it takes them."""
+    if tensor.dtype.kind == "f":
+        return _OUTLIER
+    if tensor.dtype.kind == "b":
+        return ~tensor[-1]
+    if tensor.dtype.kind == "O" or not tensor.size:
+        return tensor[-1]
+    limits = np.iinfo(tensor.dtype)
+    most = int(tensor.max())
+    return most + 1 if most < limits.max else int(tensor.min())
+
+
+def _last(tensor: Tensor, value: Any) -> Tensor:
+    """Put `value` into the last row; NaN only where there is one."""
+    is_nan = isinstance(value, float) and np.isnan(value)
+    if len(tensor) == 1 or (is_nan and tensor.dtype.kind != "f"):
         return tensor
     changed = tensor.copy()
     with np.errstate(over="ignore"):
@@ -110,23 +129,32 @@ def _last(tensor: Tensor, value: float) -> Tensor:
     return changed
 
 
-def _comparable(values: Any) -> Tensor:
-    if isinstance(values, list):
-        return np.array([list(row.values()) if isinstance(row, dict) else row for row in values])
-    return np.asarray(values)
+def _picked(values: Any, rows: Any) -> Any:
+    return [values[row] for row in rows] if isinstance(values, list) else values[rows]
 
 
-def _equal(before: Tensor, after: Tensor) -> bool:
-    if before.dtype.kind in "fc":
-        return np.array_equal(before, after, equal_nan=True)
-    return np.array_equal(before, after)
+def _equal(before: Any, after: Any) -> bool:
+    if isinstance(before, list):
+        return len(before) == len(after) and all(map(_equal, before, after))
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and _equal(_row(before), _row(after))
+    return np.array_equal(before, after, equal_nan=before.dtype.kind in "fc")
+
+
+def _row(scores: dict[Any, Any]) -> Tensor:
+    return np.array(list(scores.values()))
 
 
 def _mixed(spec: ModelSpec, output: str, what: str) -> ModelError:
+    if what == "again":
+        message = f"{spec.path}: scores of {output} differ when the same rows are run again"
+        return ModelError(message, f"{_EXPORT}, not random")
     suspects = [f"{op} ({_MIXERS[op]})" for op in operators(spec.path) if op in _MIXERS]
     because = f"; its graph has {', '.join(suspects)}" if suspects else ""
     return ModelError(
         f"{spec.path}: scores of {output} change when rows stand {what}{because}",
-        "a score would depend on how the input was split: export a model whose rows are "
-        "independent, or accept it with --rows-depend",
+        f"a score would depend on how the input was split: {_EXPORT}, or accept it with --rows-depend",
     )
+
+
+_EXPORT = "export a model whose rows are independent"

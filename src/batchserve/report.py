@@ -11,7 +11,6 @@ from batchserve.binding import Feed
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
 from batchserve.inputs import Source
-from batchserve.model import session_for
 from batchserve.planning import BATCH_ROWS, Plan
 from batchserve.rejects import Place, Reject, RejectGroup
 from batchserve.target import Target
@@ -72,6 +71,7 @@ class Report:
             "rows_rejected": receipt.rows_rejected,
             "nulls": receipt.nulls,
             "null_rules": receipt.null_rules,
+            "rounded": receipt.rounded,
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(self.rows_per_s),
             "bytes_in": self.bytes_in,
@@ -171,8 +171,9 @@ def plan_facts(made: Plan) -> dict[str, str]:
 
 
 def _lowered(made: Plan) -> str:
-    fixed = session_for(made.recipe.model).signature().fixed_batch
-    lowered = made.batch_rows_asked is None and fixed is None and made.recipe.batch_rows < BATCH_ROWS
+    if made.recipe.binding.fixed_batch:
+        return ", fixed in the model"
+    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < BATCH_ROWS
     return f": {BATCH_ROWS:,} would not fit into memory" if lowered else ""
 
 

@@ -14,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from batchserve import codec, inputs, outputs
+from batchserve import codec, inputs, outputs, predictions
 from batchserve.binding import Binding
-from batchserve.codec import Encoded, Misfit, Prediction
+from batchserve.codec import Encoded, Misfit
 from batchserve.errors import MemoryShortError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Extent, Partition, Reading, TypeMisfit
-from batchserve.model import ModelSpec, Runs, Session, Tensor, session_for
+from batchserve.model import Runs, Session, Tensor, session_for
+from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Amendment, Facts, Receipt, Workspace
+from batchserve.predictions import Prediction
 from batchserve.rejects import Reject, Rejects
 from batchserve.storage import patiently
 
@@ -94,7 +96,7 @@ def _attempt(
     tally = Tally()
     tally.retries = retries
     with tally.timed("model"):
-        runs = Runs(session_for(recipe.model), stall_timeout_s)
+        runs = runs_of(recipe, stall_timeout_s)
     with outputs.open_part(workspace, partition.name, recipe.schema_) as part:
         for rows in aligned(encoded(partition, recipe, tally), recipe.batch_rows):
             with tally.timed("model"):
@@ -108,6 +110,17 @@ def _attempt(
         return part.commit(partition.index, tally.facts(partition))
 
 
+def runs_of(recipe: Recipe, timeout_s: float | None = None) -> Runs:
+    """Return what runs the model of a recipe: it knows the inputs that no column fills.
+
+    Raises:
+        ModelError: The file is not the model that was planned, or cannot be run.
+    """
+    binding = recipe.binding
+    fixed = binding.fixed_batch is not None
+    return Runs(session_for(recipe.model), timeout_s, binding.constant_tensors, fixed=fixed)
+
+
 class Tally:
     """What is counted while a partition is read."""
 
@@ -116,6 +129,7 @@ class Tally:
         self.rows_rejected = 0
         self.extents: list[tuple[int, int]] = []
         self.nulls: Counter[str] = Counter()
+        self.rounded: Counter[str] = Counter()
         self.rejects = Rejects()
         self.amendments: dict[str, Amendment] = {}
         self.seconds: Counter[str] = Counter()
@@ -148,7 +162,8 @@ class Tally:
         """Return what was counted."""
         return Facts(
             rows_in=self.rows_in, rows_rejected=self.rows_rejected, bytes_in=partition.size_bytes,
-            extents=tuple(self.extents), nulls=dict(self.nulls), rejects=self.rejects.groups(),
+            extents=tuple(self.extents), nulls=dict(self.nulls), rounded=dict(self.rounded),
+            rejects=self.rejects.groups(),
             amendments=tuple(self.amendments.values()), seconds=dict(self.seconds),
             halved_batches=self.halved, read_retries=self.retries,
         )  # fmt: skip
@@ -188,9 +203,8 @@ def _bound(block: Block, recipe: Recipe, tally: Tally) -> Encoded:
     with tally.timed("bind"):
         rows, misfits = codec.encode(block.batch, recipe.binding, recipe.keep)
         tally.rows_in += block.batch.num_rows
-        for name in recipe.binding.columns:
-            if nulls := block.batch.column(name).null_count:
-                tally.nulls[name] += nulls
+        tally.nulls += rows.nulls
+        tally.rounded += rows.rounded
         return _without(rows, misfits, block, tally) if misfits else rows
 
 
@@ -235,7 +249,7 @@ def aligned(rows: Iterable[Encoded], batch_rows: int) -> Iterator[Encoded]:
 
 
 def predict(
-    session: Session | Runs, predictions: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
+    session: Session | Runs, wanted: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
 ) -> list[pa.Array]:
     """Run the model over rows, `batch_rows` at a time, always in that one shape.
 
@@ -244,8 +258,8 @@ def predict(
 
     Args:
         session: The model.
-        predictions: The outputs wanted, as planned.
-        tensors: One tensor [rows, ...] per model input; at least one row.
+        wanted: The outputs wanted, as planned.
+        tensors: One tensor [rows, ...] per input that columns fill; at least one row.
         batch_rows: The batch dimension of every run.
 
     Returns:
@@ -254,16 +268,17 @@ def predict(
     Raises:
         ModelError: The model fails, or an output has not one entry per row.
     """
-    names = [prediction.output for prediction in predictions]
+    names = [prediction.output for prediction in wanted]
     rows = len(next(iter(tensors.values())))
     runs: list[list[Any]] = [[] for _ in names]
     for start in range(0, rows, batch_rows):
         size = min(batch_rows, rows - start)
         batch = {name: padded(t[start : start + size], batch_rows) for name, t in tensors.items()}
         for name, values, gathered in zip(names, session.run(names, batch), runs, strict=True):
-            codec.check_rows(name, values, batch_rows)
+            predictions.check_rows(name, values, batch_rows)
             gathered.append(values[:size])
-    return [codec.decode(p, _joined(gathered)) for p, gathered in zip(predictions, runs, strict=True)]
+    rows_of = zip(wanted, map(predictions.joined, runs), strict=True)
+    return [predictions.decode(prediction, values) for prediction, values in rows_of]
 
 
 def padded(tensor: Tensor, batch_rows: int) -> Tensor:
@@ -275,9 +290,3 @@ def padded(tensor: Tensor, batch_rows: int) -> Tensor:
     """
     short = batch_rows - len(tensor)
     return np.concatenate((tensor, np.repeat(tensor[-1:], short, axis=0))) if short else tensor
-
-
-def _joined(runs: list[Any]) -> Any:
-    if isinstance(runs[0], list):
-        return [row for run in runs for row in run]
-    return runs[0] if len(runs) == 1 else np.concatenate(runs)
