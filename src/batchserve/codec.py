@@ -333,6 +333,16 @@ def exact_integers(source: np.dtype[Any], target: np.dtype[Any]) -> int | None:
     return limit if np.iinfo(source).max > limit else None
 
 
+def number_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """Return the numpy dtype of a column of numbers, or of the numbers in its lists; else None."""
+    kind = lists.element_of(kind)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_decimal(kind):
+        return np.dtype("float64")
+    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return np.dtype(kind.to_pandas_dtype()) if plain else None
+
+
 def _rounded(source: Tensor, tensor: Tensor, valid: NDArray[np.bool_] | None) -> int:
     """Count integers that changed their value; two passes over small ones, three where some are large."""
     limit = exact_integers(source.dtype, tensor.dtype)

@@ -28,7 +28,7 @@ class Constant(BaseModel, frozen=True):
         """Return the tensor for a run of `rows` rows: [rows, *shape] or [*shape]."""
         shape = (rows, *self.shape) if self.every_row else self.shape
         value = _typed(_read(self.text, np.dtype(self.dtype)), np.dtype(self.dtype))
-        return np.ascontiguousarray(np.broadcast_to(value, shape))
+        return np.broadcast_to(value, shape).copy()  # ascontiguousarray would give () one dimension
 
     def __str__(self) -> str:
         where = "in every row" if self.every_row else f"of shape {list(self.shape)}"

@@ -116,10 +116,14 @@ def unpacked(column: pa.Array, shape: Sequence[int]) -> Values:
     for size in shape if deep else (math.prod(shape),):
         column, bad, lengths = _level(column, size)
         for entry in bad:
-            of = "" if per_row == 1 else f", list {entry % per_row}"
-            wrong.setdefault(int(entry // per_row), f"has {lengths[entry]} values{of}, {size} are wanted")
+            which = "" if per_row == 1 else f"its list {entry % per_row} "
+            wrong.setdefault(int(entry // per_row), which + _sizes(int(lengths[entry]), size))
         per_row *= size
     return Values(column, wrong)
+
+
+def _sizes(has: int, wanted: int) -> str:
+    return f"has {has} value{'s' * (has != 1)}, {wanted} {'is' if wanted == 1 else 'are'} wanted"
 
 
 def _level(lists: pa.Array, size: int) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:

@@ -238,6 +238,8 @@ def _hint_for(error: Exception) -> str:
             "if the operator comes from a library: --custom-ops LIB, or --custom-ops extensions "
             "for onnxruntime-extensions; the library's code is run"
         )
+    if "Failed to load library" in str(error):
+        return "--custom-ops wants a library of operators that was built for onnxruntime"
     if "xternal" in str(error) and "data" in str(error):
         return "weights that lie in files beside the model must be there, under their own names"
     if name in {"InvalidProtobuf", "InvalidGraph", "UnicodeDecodeError"}:

@@ -109,7 +109,7 @@ def weights_files(file: Path) -> list[str]:
             return sorted(set(_locations(raw)))
 
 
-def _locations(raw: mmap.mmap) -> Iterator[str]:
+def _locations(raw: mmap.mmap | bytes) -> Iterator[str]:
     for found in _LOCATION.finditer(raw):
         digits = found[1]
         size = digits[0] & 0x7F | (digits[1] << 7 if len(digits) > 1 else 0)

@@ -184,15 +184,17 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
         untimed = Runs(session_for(spec), constants=binding.constant_tensors)
         batch_rows = _fitting(job, untimed, names, tensors, batch_rows)
         tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
-    seen, added = _observed(job, session, signature, names, tensors, batch_rows)
+    values = _observed(session, names, tensors, batch_rows)
+    seen = _predictions(job, signature, values, batch_rows)
     _check_clash(seen, keep)
     if not job.rows_depend:
-        prove(spec, session, seen, tensors, batch_rows)
+        prove(spec, session, values, tensors, batch_rows)
     matters = not whole and size_matters(session, seen, tensors, batch_rows)
     wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
     reading = Reading(
         schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows
     )
+    added = [pa.field(p.column, predictions.decode(p, values[p.output]).type) for p in seen]
     kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
     return Recipe(
         model=spec, reading=reading, binding=binding, predictions=seen, keep=keep,
@@ -290,20 +292,26 @@ def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) 
 
 
 def _observed(
-    job: Job, session: Runs, signature: Signature, names: Sequence[str], tensors: dict[str, Tensor],
-    batch_rows: int,
-) -> tuple[tuple[Prediction, ...], list[pa.Field]]:  # fmt: skip
+    session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
+) -> dict[str, Any]:
     """Run the model once to see what its outputs really are: shapes may be symbolic."""
     batch = {name: padded(tensor, batch_rows) for name, tensor in tensors.items()}
-    values = dict(zip(names, session.run(names, batch), strict=True))
-    # Independent rows of one run have one size; a run of one row may give any, as may --rows-depend.
+    return dict(zip(names, session.run(names, batch), strict=True))
+
+
+def _predictions(
+    job: Job, signature: Signature, values: Mapping[str, Any], batch_rows: int
+) -> tuple[Prediction, ...]:
+    """Decide the columns that outputs become.
+
+    Independent rows of one run have one size; a run of one row may give any, as may --rows-depend.
+    """
     loose = batch_rows == 1 or job.rows_depend
-    open_sizes = {port.name for port in signature.outputs if loose and predictions.varies(port)}
-    seen = tuple(
-        predictions.observe(n, job.prefix + n, each, batch_rows, open_sizes=n in open_sizes)
-        for n, each in values.items()
+    free = {port.name for port in signature.outputs if loose and predictions.varies(port)}
+    return tuple(
+        predictions.observe(name, job.prefix + name, each, batch_rows, open_sizes=name in free)
+        for name, each in values.items()
     )
-    return seen, [pa.field(p.column, predictions.decode(p, values[p.output]).type) for p in seen]
 
 
 def _check_clash(seen: Sequence[Prediction], keep: Sequence[str]) -> None:

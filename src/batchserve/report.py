@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from batchserve import inputs, workspace
 from batchserve.binding import Feed
+from batchserve.codec import exact_integers, number_dtype
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
 from batchserve.inputs import Source
@@ -165,6 +169,7 @@ def plan_facts(made: Plan) -> dict[str, str]:
         "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
     }
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
+    facts |= {f"in  {each.input}": f"{each}, in every run" for each in binding.constants}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
@@ -187,11 +192,26 @@ def target_facts(found: Target, made: Plan) -> dict[str, str]:
 def _fed(feed: Feed, made: Plan) -> str:
     schema = made.recipe.reading.schema_
     fed = [
-        f"{name} ({schema.field(name).type}, null: {policy})"
+        f"{name} ({schema.field(name).type}{_altered(schema.field(name).type, feed)}, null: {policy})"
         for name, policy in zip(feed.columns, feed.nulls, strict=True)
     ]
     kind = "text" if feed.dtype == "object" else feed.dtype
-    return f"{kind} from {', '.join(fed)}"
+    row = f" {list(feed.shape)}" if feed.packed else ""
+    return f"{kind}{row} from {', '.join(fed)}"
+
+
+def _altered(kind: pa.DataType, feed: Feed) -> str:
+    """Say what a cast to the input's type may change."""
+    if (source := number_dtype(kind)) is None or feed.dtype == "object":
+        return ""
+    target = np.dtype(feed.dtype)
+    if exact := exact_integers(source, target):
+        return f": integers past {exact:,} lose digits"
+    if target.kind == "f" and source.kind == "f" and source.itemsize > target.itemsize:
+        return f": rounded to {target.name}"
+    if not np.can_cast(source, target):
+        return f": a number that {target.name} does not hold is a reject"
+    return ""
 
 
 def _given_as(column: str, made: Plan) -> str:
