@@ -570,7 +570,7 @@ def test_the_run_tells_how_many_integers_lost_digits(tmp_path: Path) -> None:
 
     assert done.receipt.rounded == {"X": 3}
     assert done.facts()["rounded"] == {"X": 3}
-    assert "integers past 16,777,216 lose digits" in report.plan_facts(planned)["in  X"]
+    assert "int64 past 16,777,216 loses digits" in report.plan_facts(planned)["in  X"]
     from batchserve.console import summary_lines
 
     assert "  X: 3 integers rounded to the model's float" in summary_lines(done)
@@ -579,11 +579,11 @@ def test_the_run_tells_how_many_integers_lost_digits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "target", "says"),
     [
-        (pa.float64(), "float32", "double: rounded to float32"),
-        (pa.int64(), "float64", "integers past 9,007,199,254,740,992 lose digits"),
+        (pa.float64(), "float32", "; float64 is rounded to float32"),
+        (pa.int64(), "float64", "; int64 past 9,007,199,254,740,992 loses digits"),
         (pa.int16(), "float32", "X (int16, null"),
-        (pa.int64(), "int32", "a number that int32 does not hold is a reject"),
-        (pa.decimal128(25, 2), "float32", "rounded to float32"),
+        (pa.int64(), "int32", "; int64 that is no int32 is a reject"),
+        (pa.decimal128(25, 2), "float32", "float64 is rounded to float32"),
         (pa.string(), "float32", "X (string, null"),
     ],
     ids=str,

@@ -247,7 +247,7 @@ def _names_for(
     if wide == [port.name]:
         names = wish.features or names
     if len(port.shape) > 2:  # noqa: PLR2004  [batch, columns]
-        hint = f"name a column of lists: --map {port.name}=COLUMN, or one value for all rows: --set"
+        hint = f"name one: --map {port.name}=COLUMN, or give all rows one value: --set {port.name}=JSON"
         problems.append(ModelError(f"input {port}: no column {port.name} holds the values of a row", hint))
     elif len(wide) > 1 and port.name in wide:
         problems.append(ModelError(f"inputs {', '.join(wide)}: which columns fill them?", _SEVERAL_WIDE))

@@ -192,25 +192,26 @@ def target_facts(found: Target, made: Plan) -> dict[str, str]:
 def _fed(feed: Feed, made: Plan) -> str:
     schema = made.recipe.reading.schema_
     fed = [
-        f"{name} ({schema.field(name).type}{_altered(schema.field(name).type, feed)}, null: {policy})"
+        f"{name} ({schema.field(name).type}, null: {policy})"
         for name, policy in zip(feed.columns, feed.nulls, strict=True)
     ]
     kind = "text" if feed.dtype == "object" else feed.dtype
     row = f" {list(feed.shape)}" if feed.packed else ""
-    return f"{kind}{row} from {', '.join(fed)}"
+    altered = dict.fromkeys(_altered(schema.field(name).type, feed) for name in feed.columns)
+    return "; ".join([f"{kind}{row} from {', '.join(fed)}", *filter(None, altered)])
 
 
 def _altered(kind: pa.DataType, feed: Feed) -> str:
-    """Say what a cast to the input's type may change."""
+    """Say what a cast to the input's type may change, if anything."""
     if (source := number_dtype(kind)) is None or feed.dtype == "object":
         return ""
     target = np.dtype(feed.dtype)
     if exact := exact_integers(source, target):
-        return f": integers past {exact:,} lose digits"
+        return f"{source.name} past {exact:,} loses digits"
     if target.kind == "f" and source.kind == "f" and source.itemsize > target.itemsize:
-        return f": rounded to {target.name}"
+        return f"{source.name} is rounded to {target.name}"
     if not np.can_cast(source, target):
-        return f": a number that {target.name} does not hold is a reject"
+        return f"{source.name} that is no {target.name} is a reject"
     return ""
 
 
