@@ -36,7 +36,7 @@ _RECEIPT = re.compile(r"p\d{6}\.json")
 _PART = re.compile(r"(p\d{6})\.\w+\.parquet")
 _FACTS: dict[str, Any] = {
     "rows_in": 1, "rows_rejected": 0, "bytes_in": 1, "extents": (), "records": (1,), "refused": (),
-    "rejected_by": {}, "nulls": {}, "nonfinite": {}, "amendments": (), "seconds": {},
+    "rejected_by": {}, "nulls": {}, "rounded": {}, "nonfinite": {}, "amendments": (), "seconds": {},
 }  # fmt: skip
 _REJECTING = 1
 """The partition that has a row which cannot be scored."""

@@ -166,7 +166,7 @@ CASES = (
     Bad("model-empty", f"iris.csv {O} -m nothing.onnx", 70, ("nothing.onnx", "hint:")),
     Bad("model-is-folder", f"iris.csv {O} -m notes", 66, ("notes: no such model", "hint:")),
     Bad("model-mixes-rows", f"iris.csv {O} -m mixer.onnx", 70, ("mixer.onnx", "ReduceMean", "--rows-depend")),
-    Bad("model-takes-cubes", f"iris.csv {O} -m cube.onnx", 70, ("input x", "[batch, columns]")),
+    Bad("model-takes-cubes", f"iris.csv {O} -m cube.onnx", 70, ("input x", "--map x=COLUMN")),
     Bad("features-unnamed", f"iris.csv {O} -m bare.onnx", 70, ("input x", "--features sepal_length,sepal")),
     Bad(
         "features-too-few", f"iris.csv {O} {M} --features sepal_length", 70,

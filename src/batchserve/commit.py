@@ -57,6 +57,8 @@ class OutputReceipt(BaseModel, frozen=True):
     """Nulls met in columns of the model, where there were any."""
     null_rules: dict[str, str]
     """What they became: nan or fill=VALUE."""
+    rounded: dict[str, int] = {}
+    """Integers of model columns that lost digits, as the model takes floats, where there were any."""
     size_bytes: int
     """Of the output; of all parts for a dataset."""
     row_groups: tuple[RowGroup, ...]
@@ -257,6 +259,7 @@ def _summed(
         nonfinite=_counted([f.nonfinite for f in facts]),
         nulls={name: int(count) for name, count in nulls.items() if count},
         null_rules={name: str(rule) for name, rule in rules.items() if nulls.get(name)},
+        rounded=_counted([f.rounded for f in facts]),
         size_bytes=size_bytes,
         row_groups=tuple(groups),
         footer_sha256="",
@@ -370,6 +373,7 @@ def _joined(earlier: OutputReceipt, later: OutputReceipt) -> OutputReceipt:
             "rejected_by": _counted([earlier.rejected_by, later.rejected_by]),
             "nonfinite": _counted([earlier.nonfinite, later.nonfinite]),
             "nulls": _counted([earlier.nulls, later.nulls]),
+            "rounded": _counted([earlier.rounded, later.rounded]),
             "null_rules": earlier.null_rules | later.null_rules,
             "size_bytes": earlier.size_bytes + later.size_bytes,
             "halved_batches": earlier.halved_batches + later.halved_batches,

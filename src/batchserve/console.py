@@ -167,6 +167,8 @@ def _notes(report: Report) -> Iterator[str]:
     for column, count in receipt.nonfinite.items():
         if not any(name == f"NONFINITE {column}" for name in receipt.rejected_by):
             yield f"{column}: {count:,} row{'s have' if count != 1 else ' has'} an infinite or NaN score"
+    for column, count in receipt.rounded.items():
+        yield f"{column}: {count:,} integer{'s' * (count != 1)} rounded to the model's float"
     if receipt.halved_batches:
         bits = "last bits of their scores may differ" if report.size_matters else "their scores are the same"
         yield f"{receipt.halved_batches:,} runs of the model lacked memory and were halved: {bits}"

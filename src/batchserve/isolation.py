@@ -89,7 +89,7 @@ def row_by_row(
     Raises:
         BatchserveError: Whatever scoring it raised.
     """
-    if recipe.rows_depend or _died(recipe, space, timeout_s, partition, opened=ForkedRuns):
+    if recipe.rows_depend or _died(recipe, space, timeout_s, partition, kind=ForkedRuns):
         return None
     return outputs.committed(space, partition.name)
 
@@ -118,11 +118,11 @@ class ForkedRuns(Runs):
 
 def _died(
     recipe: Recipe, space: Workspace, timeout_s: float | None, partition: Partition, *,
-    opened: type[Runs] = Runs,
+    kind: type[Runs] = Runs,
 ) -> int:  # fmt: skip
     """Score one partition in a process of its own; return the signal that ended it, or 0."""
     _drop_attempts(partition, space)
-    return _alone(pickle.dumps((partition, recipe, space, timeout_s, opened)))
+    return _alone(pickle.dumps((partition, recipe, space, timeout_s, kind)))
 
 
 def _drop_attempts(partition: Partition, space: Workspace) -> None:
@@ -147,9 +147,9 @@ def _alone(work: bytes) -> int:
 
 
 def _result(work: bytes) -> Receipt | BatchserveError:
-    partition, recipe, space, timeout_s, opened = pickle.loads(work)  # noqa: S301  from our own parent
+    partition, recipe, space, timeout_s, kind = pickle.loads(work)  # noqa: S301  from our own parent
     try:
-        return scoring.score_partition(partition, recipe, space, stall_timeout_s=timeout_s, opened=opened)
+        return scoring.score_partition(partition, recipe, space, stall_timeout_s=timeout_s, kind=kind)
     except BatchserveError as error:
         return error
 

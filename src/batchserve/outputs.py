@@ -72,7 +72,9 @@ class Facts(BaseModel, frozen=True):
     rejected_by: dict[str, int]
     """Rejects by class and column: `MISSING age`."""
     nulls: dict[str, int]
-    """Nulls met per model column."""
+    """Rows with a null, or a null in their list, per model column."""
+    rounded: dict[str, int]
+    """Integers that the model's float type has no digits for, per column."""
     nonfinite: dict[str, int]
     """Rows with an infinite or NaN score, per prediction."""
     amendments: tuple[Amendment, ...]

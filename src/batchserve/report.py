@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from batchserve import inputs, workspace
 from batchserve.binding import Feed
+from batchserve.codec import exact_integers, number_dtype
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
-from batchserve.model import session_for
 from batchserve.planning import BATCH_ROWS, Plan
 from batchserve.rejects import Line, Place, RejectGroup
 from batchserve.target import Target
@@ -84,6 +87,7 @@ class Report:
             "nonfinite": receipt.nonfinite,
             "nulls": receipt.nulls,
             "null_rules": receipt.null_rules,
+            "rounded": receipt.rounded,
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(self.rows_per_s),
             "bytes_in": self.bytes_in,
@@ -203,6 +207,7 @@ def plan_facts(made: Plan) -> dict[str, str]:
     }
     facts |= _written(made)
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
+    facts |= {f"in  {each.input}": f"{each}, in every run" for each in binding.constants}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
     facts |= _added(made) | {f"drift {i}": line for i, line in enumerate(made.drift, 1)}
@@ -243,8 +248,9 @@ def _added(made: Plan) -> dict[str, str]:
 
 
 def _lowered(made: Plan) -> str:
-    fixed = session_for(made.recipe.model).signature().fixed_batch
-    lowered = made.batch_rows_asked is None and fixed is None and made.recipe.batch_rows < BATCH_ROWS
+    if made.recipe.binding.fixed_batch:
+        return ", fixed in the model"
+    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < BATCH_ROWS
     return f": {BATCH_ROWS:,} would not fit into memory" if lowered else ""
 
 
@@ -262,7 +268,23 @@ def _fed(feed: Feed, made: Plan) -> str:
         for name, policy in zip(feed.columns, feed.nulls, strict=True)
     ]
     kind = "text" if feed.dtype == "object" else feed.dtype
-    return f"{kind} from {', '.join(fed)}"
+    row = f" {list(feed.shape)}" if feed.packed else ""
+    altered = dict.fromkeys(_altered(schema.field(name).type, feed) for name in feed.columns)
+    return "; ".join([f"{kind}{row} from {', '.join(fed)}", *filter(None, altered)])
+
+
+def _altered(kind: pa.DataType, feed: Feed) -> str:
+    """Say what a cast to the input's type may change, if anything."""
+    if (source := number_dtype(kind)) is None or feed.dtype == "object":
+        return ""
+    target = np.dtype(feed.dtype)
+    if exact := exact_integers(source, target):
+        return f"{source.name} past {exact:,} loses digits"
+    if target.kind == "f" and source.kind == "f" and source.itemsize > target.itemsize:
+        return f"{source.name} is rounded to {target.name}"
+    if not np.can_cast(source, target):
+        return f"{source.name} that is no {target.name} is a reject"
+    return ""
 
 
 def _given_as(column: str, made: Plan) -> str:

@@ -13,13 +13,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from batchserve import codec, inputs, outputs
+from batchserve import codec, inputs, outputs, predictions
 from batchserve.binding import Binding
-from batchserve.codec import Encoded, Misfit, Prediction
+from batchserve.codec import Encoded, Misfit
 from batchserve.errors import CrashError, MemoryShortError, RunError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Fault, Partition, Reading, TypeMisfit
-from batchserve.model import ModelSpec, Runs, Session, Tensor, session_for
+from batchserve.model import Runs, Session, Tensor, session_for
+from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Receipt, Workspace
+from batchserve.predictions import Prediction
 from batchserve.rejects import Reject, RejectClass
 from batchserve.storage import patiently
 from batchserve.tally import Tally
@@ -56,7 +58,7 @@ def score_partition(
     workspace: Workspace,
     tick: Callable[[int], None] = lambda _: None,
     stall_timeout_s: float | None = None,
-    opened: Callable[[Session, float | None], Runs] = Runs,
+    kind: type[Runs] = Runs,
 ) -> Receipt:
     """Score one partition into a durable part and return its receipt.
 
@@ -70,7 +72,7 @@ def score_partition(
         workspace: Where the part and its receipt go.
         tick: Told now and then how many rows are scored.
         stall_timeout_s: Seconds after which a run of the model is stopped, or None.
-        opened: Gives what runs the model.
+        kind: What runs the model.
 
     Raises:
         DataError: An input is damaged.
@@ -81,7 +83,7 @@ def score_partition(
     if receipt := outputs.committed(workspace, partition.name):
         return receipt
     try:
-        return patiently(partial(_attempt, partition, recipe, workspace, tick, stall_timeout_s, opened))
+        return patiently(partial(_attempt, partition, recipe, workspace, tick, stall_timeout_s, kind))
     except (MemoryShortError, StallError) as error:
         raise type(error)(f"{partition.place}: {error.message}", error.hint) from error
     except MemoryError as error:
@@ -91,13 +93,13 @@ def score_partition(
 
 def _attempt(  # noqa: PLR0913, PLR0917  one more than it should be: the count of earlier tries
     partition: Partition, recipe: Recipe, workspace: Workspace, tick: Callable[[int], None],
-    stall_timeout_s: float | None, opened: Callable[[Session, float | None], Runs], retries: int,
+    stall_timeout_s: float | None, kind: type[Runs], retries: int,
 ) -> Receipt:  # fmt: skip
     with outputs.open_part(workspace, partition.name, recipe.schema_) as part:
         tally = Tally(part.reject)
         tally.retries = retries
         with tally.timed("model"):
-            runs = opened(session_for(recipe.model), stall_timeout_s)
+            runs = runs_of(recipe, stall_timeout_s, kind)
         for rows, columns in scored(partition, recipe, runs, tally):
             with tally.timed("write"):
                 part.write(rows.encoded.kept, columns)
@@ -106,6 +108,17 @@ def _attempt(  # noqa: PLR0913, PLR0917  one more than it should be: the count o
             part.finish()
         tally.halved = runs.halved
         return part.commit(partition.index, tally.facts(partition))
+
+
+def runs_of(recipe: Recipe, timeout_s: float | None = None, kind: type[Runs] = Runs) -> Runs:
+    """Return what runs the model of a recipe: it knows the inputs that no column fills.
+
+    Raises:
+        ModelError: The file is not the model that was planned, or cannot be run.
+    """
+    binding = recipe.binding
+    fixed = binding.fixed_batch is not None
+    return kind(session_for(recipe.model), timeout_s, binding.constant_tensors, fixed=fixed)
 
 
 # -- rows to the model ------------------------------------------------------------------------
@@ -211,9 +224,8 @@ def _limited(block: Block, limit: int | None, tally: Tally) -> Block:
 def _bound(block: Block, recipe: Recipe, tally: Tally) -> Rows:
     with tally.timed("bind"):
         encoded, misfits = codec.encode(block.batch, recipe.binding, recipe.keep)
-        for name in recipe.binding.columns:
-            if nulls := block.batch.column(name).null_count:
-                tally.nulls[name] += nulls
+        tally.nulls += encoded.nulls
+        tally.rounded += encoded.rounded
         origin = _Stretch(block, tally.slice, tally.record, range(block.batch.num_rows))
         rows = _without(Rows(encoded, (origin,)), misfits, tally) if misfits else Rows(encoded, (origin,))
         tally.read(block.batch.num_rows)
@@ -311,7 +323,7 @@ def _finite(found: _Found, recipe: Recipe, tally: Tally) -> tuple[Rows, list[pa.
     rows, position, columns = found
     good = np.ones(len(rows), dtype=bool)
     for prediction, column in zip(recipe.predictions, columns, strict=True):
-        wrong = codec.nonfinite(column)
+        wrong = predictions.nonfinite(column)
         if wrong is None:
             continue
         tally.nonfinite[prediction.column] += int(wrong.sum())
@@ -323,11 +335,11 @@ def _finite(found: _Found, recipe: Recipe, tally: Tally) -> tuple[Rows, list[pa.
             tally.refuse(position + int(row), *rows.reject(int(row), fault))
     if good.all():
         return rows, columns
-    return rows.take(good), [codec.filtered(column, good) for column in columns]
+    return rows.take(good), [predictions.filtered(column, good) for column in columns]
 
 
 def predict(
-    session: Session | Runs, predictions: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
+    session: Session | Runs, wanted: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
 ) -> list[pa.Array]:
     """Run the model over rows, `batch_rows` at a time, always in that one shape.
 
@@ -336,8 +348,8 @@ def predict(
 
     Args:
         session: The model.
-        predictions: The outputs wanted, as planned.
-        tensors: One tensor [rows, ...] per model input; at least one row.
+        wanted: The outputs wanted, as planned.
+        tensors: One tensor [rows, ...] per input that columns fill; at least one row.
         batch_rows: The batch dimension of every run.
 
     Returns:
@@ -346,16 +358,17 @@ def predict(
     Raises:
         ModelError: The model fails, or an output has not one entry per row.
     """
-    names = [prediction.output for prediction in predictions]
+    names = [prediction.output for prediction in wanted]
     rows = len(next(iter(tensors.values())))
     runs: list[list[Any]] = [[] for _ in names]
     for start in range(0, rows, batch_rows):
         size = min(batch_rows, rows - start)
         batch = {name: padded(t[start : start + size], batch_rows) for name, t in tensors.items()}
         for name, values, gathered in zip(names, session.run(names, batch), runs, strict=True):
-            codec.check_rows(name, values, batch_rows)
+            predictions.check_rows(name, values, batch_rows)
             gathered.append(values[:size])
-    return [codec.decode(p, _joined(gathered)) for p, gathered in zip(predictions, runs, strict=True)]
+    rows_of = zip(wanted, map(predictions.joined, runs), strict=True)
+    return [predictions.decode(prediction, values) for prediction, values in rows_of]
 
 
 def padded(tensor: Tensor, batch_rows: int) -> Tensor:
@@ -367,9 +380,3 @@ def padded(tensor: Tensor, batch_rows: int) -> Tensor:
     """
     short = batch_rows - len(tensor)
     return np.concatenate((tensor, np.repeat(tensor[-1:], short, axis=0))) if short else tensor
-
-
-def _joined(runs: list[Any]) -> Any:
-    if isinstance(runs[0], list):
-        return [row for run in runs for row in run]
-    return runs[0] if len(runs) == 1 else np.concatenate(runs)

@@ -29,6 +29,7 @@ class Tally:
         self._amendments: dict[str, Amendment] = {}
         self.rows_in = 0
         self.nulls: Counter[str] = Counter()
+        self.rounded: Counter[str] = Counter()
         self.nonfinite: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.halved = self.retries = 0
@@ -92,7 +93,8 @@ class Tally:
         return Facts(
             rows_in=self.rows_in, rows_rejected=self.rows_rejected, bytes_in=partition.size_bytes,
             extents=tuple(self._extents), records=tuple(self._records), refused=tuple(sorted(self._refused)),
-            nulls=dict(self.nulls), nonfinite=dict(self.nonfinite), rejected_by=dict(self._by_class),
+            nulls=dict(self.nulls), rounded=dict(self.rounded), nonfinite=dict(self.nonfinite),
+            rejected_by=dict(self._by_class),
             amendments=tuple(self._amendments.values()), seconds=dict(self.seconds),
             halved_batches=self.halved, read_retries=self.retries,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from batchserve import scoring, storage, target
 from batchserve.commit import OutputReceipt, Run
 from batchserve.errors import BatchserveError, DataError, NotFoundError
 from batchserve.inputs import Partition, Source
-from batchserve.model import ModelSpec, identify, session_for
+from batchserve.modelfile import identify
 from batchserve.outputs import RowGroup
 from batchserve.scoring import Recipe, Rows
 from batchserve.storage import translated
@@ -272,8 +272,10 @@ def _unchanged(source: Source) -> bool:
 
 def _compared(found: Target, sample: _Sample, model: str | None) -> list[str]:
     recipe = sample.run.plan.recipe
-    spec = ModelSpec(path=identify(model).path if model else recipe.model.path, sha256=recipe.model.sha256)
-    again = _scored(sample, recipe, spec)
+    if model:
+        spec = recipe.model.model_copy(update={"path": identify(model).path})
+        recipe = recipe.model_copy(update={"model": spec})
+    again = _scored(sample, recipe)
     there = _read(found, sample.row, sample.rows)
     return [
         f"column {name}: rows {sample.row:,} to {sample.row + sample.rows:,} are not what the model gives"
@@ -282,9 +284,9 @@ def _compared(found: Target, sample: _Sample, model: str | None) -> list[str]:
     ]
 
 
-def _scored(sample: _Sample, recipe: Recipe, spec: ModelSpec) -> pa.Table:
+def _scored(sample: _Sample, recipe: Recipe) -> pa.Table:
     """Read the partition up to the micro-batch and run the model on that."""
-    session = session_for(spec)
+    session = scoring.runs_of(recipe)
     tables, before = [recipe.schema_.empty_table()], 0
     for rows in _accepted(sample, recipe):
         first, last = max(0, sample.first - before), min(len(rows), sample.first + sample.rows - before)
