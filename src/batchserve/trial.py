@@ -9,6 +9,7 @@ from contextlib import suppress
 from batchserve import lifetime
 
 _POLL_S = 0.002
+_STDERR = 2
 
 
 def ended(attempt: Callable[[], int], timeout_s: float | None = None) -> int | None:
@@ -30,6 +31,7 @@ def ended(attempt: Callable[[], int], timeout_s: float | None = None) -> int | N
     child = os.fork()
     if child == 0:
         lifetime.end_with(parent)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)  # last words of what dies on trial
         os._exit(attempt())
     try:
         return _waited(child, timeout_s)
