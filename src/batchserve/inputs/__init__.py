@@ -19,11 +19,11 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
@@ -32,6 +32,9 @@ from batchserve.errors import UsageError
 from batchserve.inputs.dialect import COMMON, PLAIN, Asked, Dialect, Found
 from batchserve.rejects import RAW_BYTES, VALUE_CHARACTERS, Place, Reject, RejectClass, shown
 from batchserve.storage import patiently, transient_reading
+
+if TYPE_CHECKING:
+    from batchserve.inputs import records
 
 T = TypeVar("T")
 SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"
@@ -95,7 +98,11 @@ class Slice(BaseModel, frozen=True):
     first_record: int = 0
     """Records of the file before this slice, where that is known (not of text, unless counted)."""
     size_bytes: int
-    """Stored bytes, for progress and for balancing partitions."""
+    """Stored bytes, of a packed file unpacked ones; for progress and for balancing partitions."""
+    origin: int = 0
+    """Where the first record of a text file starts: one that cannot be wound is searched from there."""
+    segment: str | None = None
+    """A file with just the records of the slice, unpacked, while a job runs."""
     layout: Layout | None = None
     """The file's own columns, where they are not those of the job."""
     folders: Folders = ()
@@ -383,6 +390,32 @@ def grouped(source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int)
     return slices
 
 
+def ranges(source: Source, start: int, target_bytes: int) -> list[Slice]:
+    """Cut a text file into ranges of equal size, none over `target_bytes`.
+
+    How much a packed file holds is not known before it is unpacked: ranges are cut for a quarter
+    more than its beginning promises. Those that turn out to lie behind its end have no rows.
+    """
+    size = max(0, source.size_bytes - start)
+    if source.codec and target_bytes < OPEN_END:
+        from batchserve.inputs import packed
+
+        promised = packed.promised_bytes(source.path, source.codec, source.size_bytes)
+        size = int(promised * _SPARE) if promised > target_bytes else promised
+    count = max(1, -(-size // target_bytes))
+    edges = [start + size * i // count for i in range(count)]
+    return [
+        Slice(
+            path=source.path, format=source.format, codec=source.codec, start=a, stop=b, exact=i == 0,
+            origin=start, size_bytes=size // count,
+        )
+        for i, (a, b) in enumerate(zip(edges, [*edges[1:], OPEN_END], strict=True))
+    ]  # fmt: skip
+
+
+_SPARE = 1.25
+
+
 def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:
     """Return one partition that reads everything in order."""
     slices = [part for source in sources for part in _split(source, OPEN_END, dialect)]
@@ -438,6 +471,13 @@ def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[
             slices.append(found)
         settled.append(partition.model_copy(update={"slices": tuple(slices)}))
     return settled
+
+
+def scan(part: Slice, dialect: Dialect) -> AbstractContextManager["records.Scan"]:
+    """Open a text file to read its records from the first one of a slice on."""
+    from batchserve.inputs import records
+
+    return records.scanned(part, module(part.format).boundaries(dialect), dialect.encoding)
 
 
 # -- which rows -------------------------------------------------------------------------------

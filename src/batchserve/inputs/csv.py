@@ -29,6 +29,7 @@ from batchserve.inputs import (
     encodings,
     inference,
     quotes,
+    ranges,
     records,
 )
 from batchserve.inputs.dialect import Asked, Dialect, Found
@@ -251,22 +252,8 @@ def _cast_or_null(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`.
-
-    A packed one stays whole, and so does a file that has to be decoded from its start.
-    """
-    _, start = header(source, dialect)
-    size = max(0, source.size_bytes - start)
-    count = 1 if source.codec or dialect.streamed else max(1, -(-size // target_bytes))
-    edges = [start + size * i // count for i in range(count)]
-    stops = [*edges[1:], OPEN_END]
-    return [
-        Slice(
-            path=source.path, format="csv", codec=source.codec, start=a, stop=b, exact=i == 0,
-            size_bytes=source.size_bytes // count,
-        )
-        for i, (a, b) in enumerate(zip(edges, stops, strict=True))
-    ]  # fmt: skip
+    """Cut a file into ranges of equal size, none over `target_bytes`."""
+    return ranges(source, header(source, dialect)[1], target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
@@ -294,6 +281,11 @@ def _endless(record: records.Endless, path: str, dialect: Dialect) -> Item:
         reason = f"a quote opened in this record is never closed: {rest}"
     place = Place(path=path, byte_offset=record.base)
     return bad_record(Fault("PARSE", "", "", reason), place, record.raw, dialect)
+
+
+def boundaries(dialect: Dialect) -> records.Boundaries:
+    """Return how records are told apart."""
+    return quotes.of(dialect).boundaries
 
 
 def count(part: Slice, dialect: Dialect) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from batchserve.inputs import (
     Wish,
     bad_record,
     encodings,
+    ranges,
     records,
 )
 from batchserve.inputs.dialect import Dialect, Found
@@ -138,17 +139,9 @@ def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: in
 
 
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`.
-
-    A packed one stays whole, and so does a file that has to be decoded from its start.
-    """
-    whole = source.codec or dialect.streamed
-    count = 1 if whole else max(1, -(-source.size_bytes // target_bytes))
-    edges = [_start(source), *(source.size_bytes * i // count for i in range(1, count))]
-    size = source.size_bytes // count
-    stops = [*edges[1:], OPEN_END]
-    ranges = enumerate(zip(edges, stops, strict=True))
-    return [_slice(source, a, b, exact=i == 0, size_bytes=size) for i, (a, b) in ranges]
+    """Cut a file into ranges of equal size, none over `target_bytes`."""
+    del dialect
+    return ranges(source, _start(source), target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
@@ -167,6 +160,12 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             )
         else:
             yield from _blocks(item, part.path, reading)
+
+
+def boundaries(dialect: Dialect) -> records.Boundaries:
+    """Return how records are told apart: every line is one, in any dialect."""
+    del dialect
+    return records.LINES
 
 
 def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
