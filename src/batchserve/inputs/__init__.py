@@ -373,7 +373,8 @@ def settled(partitions: Sequence[Partition]) -> list[Partition]:
     For rows that say which record they are, and for a lazy frame, whose partitions nobody
     compares afterwards. A file of one slice is not read.
     """
-    several = counted(partitions)
+    guessed = {part.path for each in partitions for part in each.slices if not part.exact}
+    several = counted(partitions) & guessed
     known: dict[str, tuple[int, int]] = {}
     settled: list[Partition] = []
     for partition in partitions:
