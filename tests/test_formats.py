@@ -24,6 +24,7 @@ from pyarrow import feather, ipc
 from batchserve import inputs
 from batchserve.errors import BatchserveError, DataError, UsageError
 from batchserve.inputs import Wish, files, packed, records
+from batchserve.inputs.parquet import translated
 from workbench import doubler, scored
 
 Score = Callable[..., pa.Table]
@@ -666,3 +667,9 @@ def test_one_huge_row_group_streams(tmp_path: Path) -> None:
 
     assert seen == rows
     assert most < size / 2
+
+
+def test_an_absurd_size_is_damage_and_no_want_of_memory() -> None:
+    """A size that no machine has is told as damage (65), not as memory that ran out (75)."""
+    with pytest.raises(DataError, match="is damaged"), translated("a.arrow"):
+        pa.allocate_buffer(1 << 62)
