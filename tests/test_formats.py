@@ -24,6 +24,7 @@ from pyarrow import feather, ipc
 from batchserve import inputs
 from batchserve.errors import BatchserveError, DataError, UsageError
 from batchserve.inputs import Wish, files, packed, records
+from batchserve.inputs import ipc as reader_of_arrow
 from batchserve.inputs.parquet import translated
 from workbench import doubler, scored
 
@@ -129,6 +130,51 @@ def test_an_arrow_file_without_rows_gives_none(rows: int, tmp_path: Path, score:
 
     for name in ("a.arrow", "a.arrows"):
         assert score(written(tmp_path / name, table)).num_rows == rows
+
+
+@pytest.mark.parametrize("columns", [("x",), ("s", "x"), ("d",), ("l", "d")])
+def test_columns_that_nobody_wants_are_not_read(columns: tuple[str, ...], tmp_path: Path) -> None:
+    """Any choice of columns, dictionaries among those left out, gives those columns in the order wanted."""
+    texts = pa.array(["p", "q"] * 30)
+    table = pa.table({
+        "d": texts.dictionary_encode(), "x": range(60), "l": pa.array([["p"], ["q"]] * 30), "s": texts,
+        "e": pa.array(["t"] * 60).dictionary_encode(),
+    })  # fmt: skip
+    for name in ("a.arrow", "a.arrows"):
+        path = written(tmp_path / name, table, chunksize=20)
+        (partition,) = inputs.partitions(files.resolve([str(path)]), 1 << 20)
+        reading = inputs.Reading(schema_=table.schema, columns=columns, batch_rows=64)
+
+        items = inputs.read(partition.slices[0], reading)
+
+        found = pa.Table.from_batches([item.batch for item in items if isinstance(item, inputs.Block)])
+        assert found.equals(table.select(columns))
+
+
+def test_one_huge_record_batch_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: Score
+) -> None:
+    """A table that was written as one record batch takes no memory of its size."""
+    monkeypatch.setattr(reader_of_arrow, "_MAPPED_BYTES", 1 << 20)
+    rows = 500_000
+    table = pa.table({"x": np.arange(rows), "s": [f"text {i}" for i in range(rows)]})
+    with ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    del table
+    with ipc.open_file(str(tmp_path / "a.arrow")) as file:
+        assert file.num_record_batches == 1
+    sources = files.resolve([str(tmp_path / "a.arrow")])
+    (partition,) = inputs.partitions(sources, 1 << 30)
+    schema = inputs.look(sources, Wish()).schema
+    reading = inputs.Reading(schema_=schema, columns=("x", "s"), batch_rows=1024)
+    before, most = pa.total_allocated_bytes(), 0
+
+    for item in inputs.read(partition.slices[0], reading):
+        assert item is not None
+        most = max(most, pa.total_allocated_bytes() - before)
+
+    assert most < 1 << 20
+    assert score(tmp_path / "a.arrow")["x"].to_pylist() == [*range(rows)]
 
 
 def test_types_that_parquet_lacks_are_refused_by_name(tmp_path: Path, score: Score) -> None:
