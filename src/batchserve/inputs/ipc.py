@@ -1,13 +1,13 @@
 """Arrow IPC: files (Feather version 2) in ranges of record batches, and streams as a whole.
 
 Neither has checksums: a bit that flips among the values is not found. A record batch is read
-as one; `write_table` of pyarrow makes a whole table one. A file of such batches is mapped into memory, so
-that it takes none unless its buffers are compressed.
+as one, and `write_table` of pyarrow makes a whole table one. A file of such batches is mapped
+into memory, so that it takes none unless its buffers are compressed.
 """
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
