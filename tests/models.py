@@ -184,3 +184,126 @@ def fixed() -> Path:
     from onnxruntime.datasets import get_example
 
     return Path(get_example("logreg_iris.onnx"))
+
+
+KINDS_OF_TENSOR = {
+    "float16": TensorProto.FLOAT16, "float32": FLOAT, "float64": DOUBLE, "bool": TensorProto.BOOL,
+    "int8": TensorProto.INT8, "int16": TensorProto.INT16, "int32": TensorProto.INT32, "int64": INT64,
+    "uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64, "object": STRING,
+}  # fmt: skip
+"""numpy names of all types that columns have, and ONNX's of them."""
+
+
+def echo(folder: Path, dtype: str, *dims: int | str | None, batch: int | None = None) -> Path:
+    """Input `X` [N, *dims] of any type; output `same` is `X`."""
+    shape = [batch, *dims]
+    ports = [_input("X", KINDS_OF_TENSOR[dtype], shape)], [_input("same", KINDS_OF_TENSOR[dtype], shape)]
+    return _write(folder / "echo.onnx", [helper.make_node("Identity", ["X"], ["same"])], *ports)
+
+
+def image(folder: Path, *dims: int | str | None) -> Path:
+    """Input `image` [N, *dims], three of them; output `mean` [N] over all of a row."""
+    node = helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=0)
+    ports = [_input("image", FLOAT, [None, *dims])], [_input("mean", FLOAT, [None])]
+    return _write(folder / "image.onnx", [node], *ports, [_dims("axes", 1, 2, 3)])
+
+
+def two_wide(folder: Path, metadata: dict[str, str] | None = None) -> Path:
+    """Inputs `A` [N, 3], `B` [N, 2] and `c` [N, 1]; output `all` [N, 6] has them side by side."""
+    node = helper.make_node("Concat", ["A", "B", "c"], ["all"], axis=1)
+    inputs = [_input(name, FLOAT, [None, width]) for name, width in (("A", 3), ("B", 2), ("c", 1))]
+    path = _write(folder / "two_wide.onnx", [node], inputs, [_input("all", FLOAT, [None, 6])])
+    model = onnx.load(path)
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, path)
+    return path
+
+
+def scaled(folder: Path) -> Path:
+    """Inputs `x` [N, 3], `by` [] and `plus` [N, 3]; `less` [3] has a default of 0, 0, 0. Output `y`."""
+    nodes = [
+        helper.make_node("Mul", ["x", "by"], ["times"]),
+        helper.make_node("Add", ["times", "plus"], ["more"]),
+        helper.make_node("Sub", ["more", "less"], ["y"]),
+    ]
+    shapes: dict[str, _Shape] = {"x": ["N", 3], "by": [], "plus": ["N", 3], "less": [3]}
+    inputs = [_input(name, FLOAT, shape) for name, shape in shapes.items()]
+    less = numpy_helper.from_array(np.zeros(3, np.float32), "less")
+    return _write(folder / "scaled.onnx", nodes, inputs, [_input("y", FLOAT, ["N", 3])], [less])
+
+
+def positives(folder: Path) -> Path:
+    """Input `X` [1, k]: one row a run; output `positive` [1, ?] has its positive values."""
+    nodes = [
+        helper.make_node("Greater", ["X", "zero"], ["is"]),
+        helper.make_node("Reshape", ["is", "flat"], ["flags"]),
+        helper.make_node("Compress", ["X", "flags"], ["positive"], axis=1),
+    ]
+    weights = [numpy_helper.from_array(np.array(0, np.float32), "zero"), _dims("flat", -1)]
+    ports = [_input("X", FLOAT, [1, "k"])], [_input("positive", FLOAT, [1, "p"])]
+    return _write(folder / "positives.onnx", nodes, *ports, weights)
+
+
+def pieces(folder: Path) -> Path:
+    """Input `X` [N, 3]; output `rows` is a sequence of N tensors [1, 3]."""
+    node = helper.make_node("SplitToSequence", ["X", "one"], ["rows"], axis=0)
+    rows = helper.make_tensor_sequence_value_info("rows", FLOAT, None)
+    one = numpy_helper.from_array(np.array(1, np.int64), "one")
+    return _write(folder / "pieces.onnx", [node], [_input("X", FLOAT, [None, 3])], [rows], [one])
+
+
+def cast(folder: Path, kind: int) -> Path:
+    """Input `X` [N, 2]; output `Y` is `X` in type `kind` of ONNX."""
+    node = helper.make_node("Cast", ["X"], ["Y"], to=kind)
+    ports = [_input("X", FLOAT, [None, 2])], [_input("Y", kind, [None, 2])]
+    graph = helper.make_graph([node], "cast", *ports)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path = folder / "cast.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def one_for_all(folder: Path) -> Path:
+    """Input `X` [N, 4]; output `sum` [] is one value for the whole batch."""
+    node = helper.make_node("ReduceSum", ["X"], ["sum"], keepdims=0)
+    return _write(folder / "sum.onnx", [node], [_input("X", FLOAT, [None, 4])], [_input("sum", FLOAT, [])])
+
+
+def weights_beside(folder: Path) -> Path:
+    """`wide` with its weights in the file `weights.bin` beside it."""
+    model = onnx.load(wide(folder))
+    path = folder / "beside.onnx"
+    onnx.save(
+        model, path, save_as_external_data=True, all_tensors_to_one_file=True, location="weights.bin",
+        size_threshold=45, convert_attribute=False,
+    )  # fmt: skip
+    return path
+
+
+def foreign(folder: Path) -> Path:
+    """Input `s` (string) [N, 1]; output `t` is made by an operator of onnxruntime-extensions."""
+    node = helper.make_node("StringUpper", ["s"], ["t"], domain="ai.onnx.contrib")
+    ports = [_input("s", STRING, ["N", 1])], [_input("t", STRING, ["N", 1])]
+    opsets = [*_OPSETS, helper.make_opsetid("ai.onnx.contrib", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", *ports), opset_imports=opsets, ir_version=9)
+    path = folder / "foreign.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def random(folder: Path) -> Path:
+    """Input `X` [N, 4]; output `noise` is another one at every run."""
+    node = helper.make_node("RandomUniformLike", ["X"], ["noise"])
+    ports = [_input("X", FLOAT, [None, 4])], [_input("noise", FLOAT, [None, 4])]
+    return _write(folder / "random.onnx", [node], *ports)
+
+
+def sum_of_integers(folder: Path) -> Path:
+    """Input `i` (int64) [N, 1]; output `share` is what is left of it over the sum of the batch."""
+    nodes = [
+        helper.make_node("ReduceSum", ["i", "batch"], ["sum"], keepdims=1),
+        helper.make_node("Sub", ["i", "sum"], ["share"]),
+    ]
+    ports = [_input("i", INT64, [None, 1])], [_input("share", INT64, [None, 1])]
+    return _write(folder / "sum_of_integers.onnx", nodes, *ports, [_dims("batch", 0)])

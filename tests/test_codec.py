@@ -17,16 +17,13 @@ from batchserve.codec import (
     NULL_TEXTS,
     Encoded,
     Misfit,
-    Prediction,
     array_of,
-    check_rows,
-    decode,
     encode,
     number_or_none,
-    observe,
 )
 from batchserve.errors import ModelError
 from batchserve.model import FEATURES_KEY, Port, Signature, Tensor
+from batchserve.predictions import Prediction, check_rows, decode, joined, observe
 
 SIGNED = ("int8", "int16", "int32", "int64")
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
@@ -117,9 +114,24 @@ BAD_BINDINGS: tuple[tuple[str, tuple[Port, ...], Wish, Sequence[str]], ...] = (
     ("unnamed", (WIDE,), Wish(), ("which columns fill it?", "--features a,numbers")),
     ("count", (WIDE,), Wish(features=("a",)), ("takes 2 columns, 1", "named are: a")),
     ("two-wide", (WIDE, port("y", "float", None, 2)), Wish(features=("a", "a")), ("inputs x, y",)),
-    ("rank", (port("x", "float", None, 2, 2),), Wish(), ("input x: tensor(float) [?, 2, 2]", "[batch, col")),
-    ("scalar", (Port(name="x", type="tensor(float)", shape=()),), Wish(), ("input x",)),
-    ("kind", (port("a", "complex64"),), Wish(), ("input a: tensor(complex64)", "numbers or strings")),
+    (
+        "rank",
+        (port("x", "float", None, 2, 2),),
+        Wish(),
+        ("input x: tensor(float) [?, 2, 2]: no column x", "--map x=COLUMN"),
+    ),
+    (
+        "scalar",
+        (Port(name="x", type="tensor(float)", shape=()),),
+        Wish(),
+        ("input x: tensor(float) []: is a single", "--set x=VALUE"),
+    ),
+    (
+        "kind",
+        (port("a", "complex64"),),
+        Wish(),
+        ("input a: tensor(complex64)", "no column type is complex64"),
+    ),
     ("date", (port("day"),), Wish(), ("wants numbers (float32), column day is date32", "convert")),
     ("number-as-text", (port("a", "string"),), Wish(), ("wants text, column a is double", "--type a=text")),
     ("map", (port("number"),), Wish(map={"numbr": "a"}), ("--map numbr=...", "did you mean number?")),
@@ -553,10 +565,45 @@ def test_an_output_needs_an_entry_per_row(values: Any) -> None:
     assert "--outputs NAMES" in told.value.hint
 
 
-def test_a_sequence_that_is_no_zipmap_is_refused() -> None:
-    """A list of arrays is no column."""
-    with pytest.raises(ModelError, match="output y: is a sequence"):
-        observe("y", "y", [np.zeros(2), np.zeros(2)], 2)
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "object"])
+def test_a_sequence_of_one_tensor_per_row_is_a_column_of_lists(dtype: str) -> None:
+    """Tensors of any sizes come out as lists of any sizes, nested as deep as they have dimensions."""
+    rows = [np.arange(6).reshape(2, 3), np.arange(2).reshape(1, 2), np.zeros((0, 4)), np.zeros((2, 0))]
+    values = [
+        row.astype(dtype) if dtype != "object" else row.astype(int).astype(str).astype(object) for row in rows
+    ]
+
+    column = decode(observe("y", "y", values, 4), values)
+
+    assert column.to_pylist() == [row.tolist() for row in values]
+    flat = [np.array([1, 2], "int32"), np.array([], "int32")]
+    assert decode(observe("y", "y", flat, 2), flat).to_pylist() == [[1, 2], []]
+
+
+def test_a_sequence_of_single_values_is_a_scalar_column() -> None:
+    """A sequence with one value per row is a column of values."""
+    values = [np.array(1.5), np.array(2.5)]
+
+    assert decode(observe("y", "y", values, 2), values).to_pylist() == [1.5, 2.5]
+
+
+def test_runs_of_other_sizes_are_a_column_of_lists() -> None:
+    """Where a run may give more values per row than another, rows are lists of any size."""
+    first, second = np.arange(3.0).reshape(1, 3), np.arange(2.0).reshape(1, 2)
+    planned = observe("y", "y", first, 1, open_sizes=True)
+
+    assert decode(planned, joined([first, second])).to_pylist() == [[0.0, 1.0, 2.0], [0.0, 1.0]]
+    assert decode(planned, joined([first, first])).to_pylist() == [[0.0, 1.0, 2.0]] * 2
+    with pytest.raises(ModelError, match=r"output y: rows of shape \[2\], planned \[3\]"):
+        decode(observe("y", "y", first, 1), joined([first, second]))
+    with pytest.raises(ModelError, match=r"output y: rows of shape \[2, 2\]"):
+        decode(planned, [np.zeros((2, 2))])
+
+
+def test_an_optional_output_that_is_not_given_is_refused() -> None:
+    """No value at all is told as that."""
+    with pytest.raises(ModelError, match="output y: is optional, and the model gave none"):
+        check_rows("y", None, 2)
 
 
 @pytest.mark.parametrize(

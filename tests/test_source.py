@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import batchserve as bs
 from batchserve import inputs, verify
 from batchserve.errors import DataError, OutputError, UsageError
-from batchserve.inputs import files, quotes
+from batchserve.inputs import dialect, files, quotes
 from workbench import doubler, run, scored
 
 Score = Callable[..., pa.Table]
@@ -214,6 +214,7 @@ def test_the_last_input_is_not_taken_for_the_output(tmp_path: Path, model: Path)
         bs.score(tmp_path / "a.parquet", tmp_path / "b.parquet", model=model, add_source=True, overwrite=True)
 
 
+COMMON = quotes.of(dialect.COMMON)
 FIELDS = st.text(st.sampled_from('a,"\n\r '), max_size=6)
 
 
@@ -223,12 +224,12 @@ def test_records_are_counted_as_they_are_read(rows: list[tuple[str, str]], end: 
     text = io.StringIO()
     csv.writer(text, lineterminator=end).writerows(rows)
 
-    assert quotes.count(text.getvalue().encode()) == len(quotes.record_starts(text.getvalue().encode()))
+    assert COMMON.count(text.getvalue().encode()) == len(COMMON.starts(text.getvalue().encode()))
 
 
 @given(st.text(st.sampled_from('a,"\n\r'), max_size=40))
 def test_records_of_any_text_are_counted_as_they_are_split(text: str) -> None:
     """For texts with stray quotes and bare returns, too, both counts agree wherever records are whole."""
     raw = text.encode()
-    if quotes.last_end(raw) == len(raw):
-        assert quotes.count(raw) == len(quotes.record_starts(raw))
+    if COMMON.last_end(raw) == len(raw):
+        assert COMMON.count(raw) == len(COMMON.starts(raw))

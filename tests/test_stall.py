@@ -16,7 +16,7 @@ from distributed import Client
 
 import batchserve as bs
 import models
-from batchserve import events, model, watch, workspace
+from batchserve import events, model, modelfile, watch, workspace
 from batchserve.cluster.named import Cluster
 from batchserve.errors import BatchserveError, ModelError, StallError, StoppedError
 from batchserve.model import Runs, session_for
@@ -296,7 +296,7 @@ def endless_run(timeout_s: float) -> None:
     """Run the model, in this very thread, over a batch that never ends."""
     import numpy as np
 
-    session = session_for(model.identify("endless.onnx"))
+    session = session_for(modelfile.identify("endless.onnx"))
     Runs(session, timeout_s).run(["score"], {"a": np.full((64, 1), 13, np.float32)})
 
 
@@ -307,7 +307,7 @@ def test_a_session_works_on_after_a_stop() -> None:
     with pytest.raises(StallError):
         endless_run(0.2)
 
-    (scores,) = Runs(session_for(model.identify("endless.onnx")), 60).run(
+    (scores,) = Runs(session_for(modelfile.identify("endless.onnx")), 60).run(
         ["score"], {"a": np.full((2, 1), 7, np.float32)}
     )
     assert scores.tolist() == [[7.0], [7.0]]

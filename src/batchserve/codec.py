@@ -1,18 +1,18 @@
-"""Columns <-> tensors, as the binding says. Pure: no files, no model."""
+"""Columns to tensors, as the binding says. Pure: no files, no model."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
+from batchserve import lists
 from batchserve.binding import Binding, Feed, NullPolicy, is_text
-from batchserve.errors import ModelError
 from batchserve.model import Tensor
 from batchserve.rejects import RejectClass
 
@@ -102,6 +102,10 @@ class Encoded:
 
     kept: pa.RecordBatch
     tensors: dict[str, Tensor]
+    nulls: Counter[str] = field(default_factory=Counter)
+    """Rows with a null, or a null in their list, per model column; of the rows as they were read."""
+    rounded: Counter[str] = field(default_factory=Counter)
+    """Integers that the model's float type has no digits for, per column; of the rows as read."""
 
     @property
     def rows(self) -> int:
@@ -124,6 +128,15 @@ class Encoded:
         return Encoded(pa.concat_batches([self.kept, other.kept]), tensors)
 
 
+@dataclass
+class _Found:
+    """What is met while columns are encoded."""
+
+    misfits: list[Misfit] = field(default_factory=list)
+    nulls: Counter[str] = field(default_factory=Counter)
+    rounded: Counter[str] = field(default_factory=Counter)
+
+
 def encode(batch: pa.RecordBatch, binding: Binding, keep: Sequence[str]) -> tuple[Encoded, list[Misfit]]:
     """Turn columns into tensors.
 
@@ -135,15 +148,38 @@ def encode(batch: pa.RecordBatch, binding: Binding, keep: Sequence[str]) -> tupl
     Returns:
         All rows encoded, and the cells at fault; the caller takes their rows out.
     """
-    misfits: list[Misfit] = []
-    tensors = {feed.input: _fill(feed, batch, misfits) for feed in binding.feeds}
-    return Encoded(batch.select(list(keep)), tensors), misfits
+    found = _Found(nulls=_nulls(batch, binding))
+    tensors = {feed.input: _fill(feed, batch, found) for feed in binding.feeds}
+    return Encoded(batch.select(list(keep)), tensors, found.nulls, found.rounded), found.misfits
 
 
-def _fill(feed: Feed, batch: pa.RecordBatch, misfits: list[Misfit]) -> Tensor:
+def _nulls(batch: pa.RecordBatch, binding: Binding) -> Counter[str]:
+    counts = {name: batch.column(name).null_count for name in binding.columns}
+    return Counter({name: count for name, count in counts.items() if count})
+
+
+def settled(binding: Binding, sample: pa.RecordBatch) -> Binding:
+    """Fix the dimensions of rows that the model leaves open: those of the first rows.
+
+    Args:
+        binding: As it was bound to the columns.
+        sample: The first rows.
+    """
+    feeds = [
+        feed.model_copy(update={"shape": lists.sized(sample.column(feed.columns[0]), feed.shape)})
+        if None in feed.shape
+        else feed
+        for feed in binding.feeds
+    ]
+    return binding.model_copy(update={"feeds": tuple(feeds)})
+
+
+def _fill(feed: Feed, batch: pa.RecordBatch, found: _Found) -> Tensor:
     dtype = np.dtype(feed.dtype)
+    if feed.packed:
+        return _unpacked(feed, batch.column(feed.columns[0]), dtype, found)
     cells = [
-        _column_tensor(batch.column(name), name, dtype, policy, misfits)
+        _column_tensor(batch.column(name), name, dtype, policy, found)
         for name, policy in zip(feed.columns, feed.nulls, strict=True)
     ]
     if feed.rank == 1:
@@ -153,9 +189,38 @@ def _fill(feed: Feed, batch: pa.RecordBatch, misfits: list[Misfit]) -> Tensor:
     return np.stack(cells, axis=1)
 
 
+def _unpacked(feed: Feed, column: pa.Array, dtype: np.dtype[Any], found: _Found) -> Tensor:
+    """Turn lists into a tensor [rows, ...]; every value is treated as one in a column of its own."""
+    name, policy, rows = feed.columns[0], feed.nulls[0], len(column)
+    shape = tuple(size or 0 for size in feed.shape)
+    values = lists.unpacked(column, shape)
+    found.misfits += [Misfit(row, name, "CAST", "", reason) for row, reason in values.wrong.items()]
+    inside = _Found()
+    flat = _column_tensor(values.flat, name, dtype, policy, inside)
+    per_row = max(1, len(flat) // max(1, rows))
+    first: dict[int, Misfit] = {}
+    for misfit in inside.misfits:
+        row = misfit.row // per_row
+        if row not in values.wrong:
+            first.setdefault(row, replace(misfit, row=row))
+    found.misfits += first.values()
+    found.rounded += inside.rounded
+    if values.flat.null_count:
+        found.nulls[name] = _rows_with_nulls(values, rows, per_row)
+    return flat.reshape(rows, *shape)
+
+
+def _rows_with_nulls(values: lists.Values, rows: int, per_row: int) -> int:
+    cells = raw_values(values.flat.is_null()).reshape(rows, per_row)
+    missing = np.asarray(cells.any(axis=1))
+    missing[list(values.wrong)] = False
+    return int(missing.sum())
+
+
 def _column_tensor(
-    column: pa.Array, name: str, dtype: np.dtype[Any], policy: NullPolicy, misfits: list[Misfit]
+    column: pa.Array, name: str, dtype: np.dtype[Any], policy: NullPolicy, found: _Found
 ) -> Tensor:
+    misfits = found.misfits
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if dtype.kind == "O":
@@ -165,15 +230,16 @@ def _column_tensor(
     if pa.types.is_null(column.type):
         column = column.cast(pa.float64())
     if column.null_count == 0:
-        return _cast(column, name, dtype, misfits)
+        return _cast(column, name, dtype, found)
     missing = raw_values(column.is_null()).astype(bool)
     if policy.rule == "reject":
         parsed = {m.row for m in misfits if m.column == name}
         rows = [int(row) for row in np.flatnonzero(missing) if int(row) not in parsed]
         misfits += [Misfit(row, name, "MISSING", "", "null in a model column") for row in rows]
-    found: list[Misfit] = []
-    tensor = np.array(_cast(column, name, dtype, found))
-    misfits += [misfit for misfit in found if not missing[misfit.row]]
+    here = _Found()
+    tensor = np.array(_cast(column, name, dtype, here, ~missing))
+    misfits += [misfit for misfit in here.misfits if not missing[misfit.row]]
+    found.rounded += here.rounded
     tensor[missing] = _null_value(dtype, policy)
     return tensor
 
@@ -234,7 +300,9 @@ def number_or_none(text: str | None) -> float | None:
         return None
 
 
-def _cast(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfit]) -> Tensor:
+def _cast(
+    column: pa.Array, name: str, dtype: np.dtype[Any], found: _Found, valid: NDArray[np.bool_] | None = None
+) -> Tensor:
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     source = raw_values(column)
@@ -246,8 +314,46 @@ def _cast(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfi
     if lost is not None and lost.any():
         reason = f"does not fit in {dtype.name}"
         rows = np.flatnonzero(lost)
-        misfits += [Misfit(int(row), name, "RANGE", str(source[row]), reason) for row in rows]
+        found.misfits += [Misfit(int(row), name, "RANGE", str(source[row]), reason) for row in rows]
+    if count := _rounded(source, tensor, valid):
+        found.rounded[name] += count
     return tensor
+
+
+def exact_integers(source: np.dtype[Any], target: np.dtype[Any]) -> int | None:
+    """Return up to which integer a float type holds all of an integer type; None if all are held.
+
+    Example:
+        >>> exact_integers(np.dtype("int64"), np.dtype("float32"))
+        16777216
+    """
+    if source.kind not in "iu" or target.kind != "f":
+        return None
+    limit = 2 ** (np.finfo(target).nmant + 1)
+    return limit if np.iinfo(source).max > limit else None
+
+
+def number_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """Return the numpy dtype of a column of numbers, or of the numbers in its lists; else None."""
+    kind = lists.element_of(kind)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_decimal(kind):
+        return np.dtype("float64")
+    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return np.dtype(kind.to_pandas_dtype()) if plain else None
+
+
+def _rounded(source: Tensor, tensor: Tensor, valid: NDArray[np.bool_] | None) -> int:
+    """Count integers that changed their value; two passes over small ones, three where some are large."""
+    limit = exact_integers(source.dtype, tensor.dtype)
+    if limit is None or not len(source) or (source.max() <= limit and source.min() >= -limit):
+        return 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        past_the_end = tensor >= float(int(np.iinfo(source.dtype).max) + 1)
+        changed = (tensor.astype(source.dtype) != source) | past_the_end
+    if valid is not None:
+        changed &= valid
+    return int(np.count_nonzero(changed & np.isfinite(tensor)))
 
 
 def _lost(source: Tensor, tensor: Tensor) -> NDArray[np.bool_] | None:
@@ -268,100 +374,3 @@ def _lost(source: Tensor, tensor: Tensor) -> NDArray[np.bool_] | None:
         return lost
     lost = (source < int(limits.min)) | (source > int(limits.max))
     return lost
-
-
-# -- tensors to columns -----------------------------------------------------------------------
-
-
-class Prediction(BaseModel, frozen=True):
-    """One output of the model and the column it becomes."""
-
-    output: str
-    column: str
-    kind: Literal["scalar", "list", "tensor", "struct"]
-    shape: tuple[int, ...] = ()
-    """Trailing dimensions of one row: () for a scalar."""
-    keys: tuple[str, ...] = ()
-    """Field names of a ZipMap's struct."""
-
-
-def observe(output: str, column: str, values: Any, rows: int) -> Prediction:
-    """Decide the column for an output from what one run of `rows` rows gave.
-
-    [N] and [N, 1] become a scalar column, [N, k] a fixed-size list, deeper ones a fixed-shape
-    tensor, a ZipMap's list of dicts a struct.
-
-    Raises:
-        ModelError: The output is not one value per row.
-    """
-    check_rows(output, values, rows)
-    if isinstance(values, list):
-        if not isinstance(values[0], dict):
-            raise ModelError(f"output {output}: is a sequence, not one value per row", _CHOOSE)
-        return Prediction(output=output, column=column, kind="struct", keys=_keys(values[0]))
-    shape = tuple(values.shape[1:])
-    if shape in {(), (1,)}:
-        return Prediction(output=output, column=column, kind="scalar")
-    kind: Literal["list", "tensor"] = "list" if len(shape) == 1 else "tensor"
-    return Prediction(output=output, column=column, kind=kind, shape=shape)
-
-
-_CHOOSE = "leave it out: --outputs NAMES"
-
-
-def _keys(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    return tuple(str(key) for key in row)
-
-
-def check_rows(output: str, values: Any, rows: int) -> None:
-    """Check that an output has one entry per row.
-
-    Raises:
-        ModelError: It has another number of rows.
-    """
-    got = len(values) if isinstance(values, list) or values.ndim else 0
-    if got != rows:
-        shape = [got] if isinstance(values, list) else list(values.shape)
-        message = f"output {output}: has shape {shape} for a batch of {rows} rows"
-        raise ModelError(message, "each output must have one entry per row; " + _CHOOSE)
-
-
-def decode(prediction: Prediction, values: Any) -> pa.Array:
-    """Turn one output of one run into a column.
-
-    Args:
-        prediction: The column, as planned.
-        values: An array [N], [N, 1], [N, k] or deeper, or a ZipMap's list of N dicts.
-
-    Raises:
-        ModelError: The output has another shape or other keys than when it was planned.
-    """
-    if prediction.kind == "struct":
-        return _struct(prediction, values)
-    if prediction.kind == "scalar":
-        return array_of(values.reshape(-1))
-    if tuple(values.shape[1:]) != prediction.shape:
-        got, planned = list(values.shape[1:]), list(prediction.shape)
-        raise ModelError(f"output {prediction.output}: rows of shape {got}, planned {planned}")
-    flat = array_of(values.reshape(-1))
-    size = int(np.prod(prediction.shape))
-    storage = pa.FixedSizeListArray.from_arrays(flat, size)
-    if prediction.kind == "list":
-        return storage
-    kind = pa.fixed_shape_tensor(flat.type, prediction.shape)
-    return pa.ExtensionArray.from_storage(kind, storage)
-
-
-def _struct(prediction: Prediction, values: list[dict[Any, Any]]) -> pa.Array:
-    if _keys(values[0]) != prediction.keys:
-        got = ", ".join(_keys(values[0]))
-        raise ModelError(f"output {prediction.output}: keys {got}, planned {prediction.keys}")
-    numbers = np.array([list(row.values()) for row in values], dtype=_value_dtype(values))
-    columns = [array_of(column) for column in numbers.T]
-    return pa.StructArray.from_arrays(columns, names=list(prediction.keys))
-
-
-def _value_dtype(values: list[dict[Any, Any]]) -> type[Any]:
-    # onnxruntime hands a map's tensor(float) values out as Python floats.
-    first = next(iter(values[0].values()), 0.0)
-    return np.float32 if isinstance(first, float) else type(first)

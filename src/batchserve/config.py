@@ -1,5 +1,6 @@
 """The job, validated once; every value knows where it came from: default < file < env < flag."""
 
+import json
 import os
 import re
 import tomllib
@@ -63,6 +64,20 @@ def _pairs(value: Any) -> Any:
     return {name.strip(): text.strip() for name, _, text in pairs}
 
 
+def _constants(value: Any) -> Any:
+    """Read a table of values as JSON; a comma parts two inputs only where NAME= follows it."""
+    if isinstance(value, Mapping):
+        return {name: each if isinstance(each, str) else json.dumps(each) for name, each in value.items()}
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return value
+    pieces = [piece for text in texts for piece in re.split(r""",(?=[^\[\],"=]+=)""", str(text))]
+    pairs = [piece.partition("=") for piece in pieces if piece.strip()]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"{wrong[0]}: say NAME=VALUE")
+    return {name.strip(): text.strip() for name, _, text in pairs}
+
+
 def duration(value: Any) -> Any:
     """Read a time in seconds.
 
@@ -78,8 +93,14 @@ def duration(value: Any) -> Any:
     return float(found[1]) * _SECONDS[found[2]]
 
 
+def _text(value: Any) -> Any:
+    """Read a number as the text it is."""
+    return str(value).strip() if isinstance(value, int | str) else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_items)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
+Constants = Annotated[dict[str, str], BeforeValidator(_constants)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=1)]
 Duration = Annotated[float, BeforeValidator(duration), Field(gt=0)]
 
@@ -95,8 +116,8 @@ class Job(BaseModel):
     """Columns of a wide input, in order."""
     map: Pairs = {}
     """Model input name to column name, where they differ."""
-    set: Pairs = {}
-    """Model input name to the one value it always gets."""
+    set: Constants = {}
+    """Model input name to the one value it always gets: a number, a text, or a JSON list."""
     outputs: Names = ()
     """Outputs of the model to keep; all when empty."""
     prefix: str = ""
@@ -113,7 +134,7 @@ class Job(BaseModel):
     """What a null in a model column becomes: [COLUMN:]reject|nan|fill=VALUE."""
     on_nonfinite: Literal["keep", "reject"] = "keep"
     """What becomes of a row whose score is infinite or not a number."""
-    max_errors: Annotated[str, Field(pattern=r"^\s*(\d+|\d+(\.\d+)?%)\s*$")] = "0"
+    max_errors: Annotated[str, BeforeValidator(_text), Field(pattern=r"^(\d+|\d+(\.\d+)?%)$")] = "0"
     """Rows that may be rejected in an output that is published: a number, or a share like 0.1%."""
     rejects: str | None = None
     """File for rows that cannot be scored; beside the output by default."""

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from batchserve import binding, codec, inputs, planning, scoring
-from batchserve.binding import Wish
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition
-from batchserve.model import Signature, identify, operators, session_for
+from batchserve.model import Signature, session_for
+from batchserve.modelfile import identify, operators
 from batchserve.planning import Plan
-from batchserve.scoring import Recipe, Tally
+from batchserve.rejects import Reject
+from batchserve.scoring import Recipe
+from batchserve.tally import Tally
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -29,9 +31,12 @@ class Model:
         path: The model's file.
         features: Columns of a wide input, in order; the model's metadata may hold them.
         map: Model input name to column name, where they differ.
+        set: Model input name to the one value it always gets: a number, a text, or a list.
         on_null: What a null becomes: `reject`, `nan`, `fill=V`, with `COLUMN:` before for one.
         prefix: Put before the names of the predictions.
         batch_rows: Rows of every run of the model.
+        custom_ops: Library of custom operators, or `extensions`; its code is run.
+        device: Where the model runs: `cpu` or `cuda`.
 
     Raises:
         NotFoundError: There is no such file.
@@ -47,23 +52,27 @@ class Model:
         ['setosa']
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is a flag of the command line
         self,
         path: str | PathLike[str],
         *,
         features: Sequence[str] = (),
         map: Mapping[str, str] | None = None,  # noqa: A002  the word of the command line
+        set: Mapping[str, Any] | None = None,  # noqa: A002  as above
         on_null: str | Sequence[str] = (),
         prefix: str = "",
         batch_rows: int | None = None,
+        custom_ops: str | PathLike[str] | None = None,
+        device: str = "cpu",
     ) -> None:
         self._job = Job.model_validate(
             {
-                "model": fspath(path), "features": features, "map": map or {}, "on_null": on_null,
-                "prefix": prefix, "batch_rows": batch_rows, "keep": ("none",),
+                "model": fspath(path), "features": features, "map": map or {}, "set": set or {},
+                "on_null": on_null, "prefix": prefix, "batch_rows": batch_rows, "keep": ("none",),
+                "custom_ops": fspath(custom_ops) if custom_ops else None, "device": device,
             }
         )  # fmt: skip
-        self._spec = identify(fspath(path))
+        self._spec = planning.named_model(self._job)
         self._recipes: dict[str, Recipe] = {}
         self.signature: Signature = session_for(self._spec).signature()
 
@@ -86,7 +95,7 @@ class Model:
         return result
 
     def _pandas(self, frame: "pd.DataFrame") -> "pd.DataFrame":
-        names = self._reads()
+        names = self._reads(list(frame.columns))
         # Columns that nobody reads may hold anything; if one is missing, all names are suggestions.
         readable = frame[names] if set(names) <= set(frame.columns) else frame.iloc[:0]
         table = pa.Table.from_pandas(readable, preserve_index=False)
@@ -121,12 +130,11 @@ class Model:
 
     def _needed(self, table: pa.Table) -> pa.Table:
         """Leave out columns the model does not read, unless one it reads is missing."""
-        names = self._reads()
+        names = self._reads(table.column_names)
         return table.select(names) if set(names) <= set(table.column_names) else table
 
-    def _reads(self) -> list[str]:
-        wish = Wish(features=self._job.features, map=self._job.map)
-        return binding.wanted_columns(self.signature, wish)
+    def _reads(self, present: Sequence[str]) -> list[str]:
+        return binding.wanted_columns(self.signature, planning.wish(self._job), present)
 
     def __repr__(self) -> str:
         ports = [f"  in   {port}" for port in self.signature.inputs]
@@ -156,7 +164,7 @@ def predicted(batch: pa.RecordBatch, recipe: Recipe) -> pa.Table:
         raise DataError(f"{count:,} of {batch.num_rows:,} rows cannot be scored: {shown}", _NULLS)
     if not rows.rows:
         return recipe.schema_.empty_table()
-    session = session_for(recipe.model)
+    session = scoring.runs_of(recipe)
     columns = scoring.predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
     return pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_)
 
@@ -176,7 +184,7 @@ def scored(made: Plan) -> "dd.DataFrame":
     import dask.dataframe as dd
 
     meta = _pandas(made.recipe.schema_.empty_table())
-    exact = inputs.settled(made.partitions)
+    exact = inputs.settled(made.partitions, made.recipe.reading.dialect)
     frame: dd.DataFrame = dd.from_map(read_scored, exact, recipe=made.recipe, meta=meta, label="scored")
     return frame
 
@@ -187,14 +195,13 @@ def read_scored(partition: Partition, recipe: Recipe) -> "pd.DataFrame":
     Raises:
         DataError: Some rows cannot be scored.
     """
-    tally = Tally()
-    session = session_for(recipe.model)
+    found: list[Reject] = []
+    tally = Tally(lambda _, reject: found.append(reject))
     tables = [recipe.schema_.empty_table()]
-    for rows in scoring.aligned(scoring.encoded(partition, recipe, tally), recipe.batch_rows):
-        columns = scoring.predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
-        tables.append(pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_))
-    if groups := tally.rejects.groups():
-        first = groups[0].examples[0]
+    for rows, columns in scoring.scored(partition, recipe, scoring.runs_of(recipe), tally):
+        tables.append(pa.Table.from_arrays([*rows.encoded.kept.columns, *columns], schema=recipe.schema_))
+    if found:
+        first = found[0]
         shown = f"{first.place.path} byte {first.place.byte_offset}: {first.column} {first.reason}"
         raise DataError(f"{tally.rows_rejected:,} rows cannot be scored: {shown}", _NULLS)
     return _pandas(pa.concat_tables(tables))

@@ -7,7 +7,7 @@ its receipt is here, so that memory is flat and a dying worker has little to red
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -92,6 +92,7 @@ def receipts(
 def run(  # noqa: PLR0913, PLR0917  what a job is made of
     client: "Client", partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace,
     total: int, listener: Listener, stall_timeout_s: float | None = None,
+    row_by_row: Callable[[Partition], Receipt | None] = lambda _: None,
 ) -> Iterator[Receipt]:  # fmt: skip
     """Score partitions on a cluster; give each receipt as it is committed, in any order.
 
@@ -106,6 +107,8 @@ def run(  # noqa: PLR0913, PLR0917  what a job is made of
         total: Partitions of the whole job, to tell how many are kept.
         listener: Told which partitions are set aside.
         stall_timeout_s: Seconds after which a run of the model is stopped, or None.
+        row_by_row: Scores a partition that kills its worker without the rows that do so; gives None
+            if it was not a row.
 
     Raises:
         ModelError: Partitions killed their workers when they were alone, too.
@@ -124,10 +127,15 @@ def run(  # noqa: PLR0913, PLR0917  what a job is made of
                 yield result
         for partition in suspects:
             for _, result in window.scored([partition]):
-                if isinstance(result, Death):
-                    crashes.append(_blamed(client, partition, result))
-                else:
+                if not isinstance(result, Death):
                     yield result
+                    continue
+                blamed = _blamed(client, partition, result)
+                cured = None if blamed.memory else row_by_row(partition)
+                if cured:
+                    yield cured
+                else:
+                    crashes.append(blamed)
     if crashes:
         raise crash.error(crashes, total)
 

@@ -1,15 +1,16 @@
 """The model: its signature, one session per process, and every runtime error translated.
 
-The only module that imports onnxruntime to score. `onnx` is imported by `operators` alone,
-to look into a graph.
+The only module that imports onnxruntime.
 """
 
+import ctypes
 import functools
+import math
+import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from batchserve import watch
-from batchserve.errors import BatchserveError, MemoryShortError, ModelError, NotFoundError
-from batchserve.storage import file_sha256, translated
+from batchserve.errors import BatchserveError, MemoryShortError, ModelError, RunError
+from batchserve.modelfile import ModelSpec, identify
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 Tensor = NDArray[Any]
 """A tensor; strings are object arrays of `str`."""
 
-PROVIDERS = ("CPUExecutionProvider",)
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Device to the execution provider that is asked for, alone."""
 FEATURES_KEY = "batchserve.features"
 """Key of the model metadata that lists the columns of a wide input (JSON or comma-separated)."""
 
@@ -45,25 +47,30 @@ class Port(BaseModel, frozen=True):
         return f"{self.name}: {self.type} [{dims}]"
 
 
-class ModelSpec(BaseModel, frozen=True):
-    """Which model: what a worker needs to open the same one."""
-
-    path: str
-    sha256: str
-
-
 class Signature(BaseModel, frozen=True):
     """What the model takes and gives."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     metadata: dict[str, str]
+    optional: tuple[Port, ...] = ()
+    """Inputs that have a value in the model: left out unless somebody names them."""
 
     @property
     def fixed_batch(self) -> int | None:
         """The batch size fixed in the model, or None when any size will do."""
         sizes = [port.shape[0] for port in self.inputs if port.shape]
         return max((size for size in sizes if isinstance(size, int)), default=None)
+
+    def naming(self, names: Collection[str]) -> "Signature":
+        """Return the signature with those optional inputs that are named."""
+        named = tuple(port for port in self.optional if port.name in names)
+        return self.model_copy(update={"inputs": self.inputs + named, "optional": ()})
+
+    def without(self, names: Collection[str]) -> "Signature":
+        """Return the signature without the inputs of these names."""
+        rest = tuple(port for port in self.inputs if port.name not in names)
+        return self.model_copy(update={"inputs": rest})
 
 
 class Session:
@@ -73,7 +80,9 @@ class Session:
         with translated_errors(spec.path), warnings.catch_warnings():
             # "provider is not in available provider names" is only a warning to onnxruntime.
             warnings.simplefilter("error", UserWarning)
-            self._session = _open(spec.path)
+            self._session = _open(spec)
+        self._signature = _signature(self._session)
+        self._bfloats = {port.name for port in self._signature.outputs if port.type == _BFLOAT16}
 
     def run(
         self, outputs: Sequence[str], tensors: Mapping[str, Tensor], timeout_s: float | None = None
@@ -82,40 +91,88 @@ class Session:
 
         Args:
             outputs: Names of the outputs to compute.
-            tensors: One tensor per model input, each with the batch as first dimension.
+            tensors: One tensor per model input.
             timeout_s: Stop the run, inside the model, after so many seconds.
 
         Returns:
-            One array (or list of dicts, for ZipMap) per name in `outputs`.
+            One array (or list of dicts, for ZipMap) per name in `outputs`; bfloat16 as float32.
 
         Raises:
             MemoryShortError: Memory ran out; the session can go on.
             StallError: The run took longer than `timeout_s`.
-            ModelError: The runtime refused the tensors or failed.
+            RunError: The runtime refused the tensors or failed.
         """
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        with translated_errors("the model"), watch.watched(options, timeout_s):
+        with translated_errors("the model", RunError), watch.watched(options, timeout_s):
+            if not self._bfloats.isdisjoint(outputs):
+                return self._widened(outputs, tensors, options)
             result: list[Any] = self._session.run(list(outputs), dict(tensors), options)
         return result
 
+    def _widened(self, outputs: Sequence[str], tensors: Mapping[str, Tensor], options: Any) -> list[Any]:
+        """Run by onnxruntime's own values: it hands bfloat16, which numpy lacks, out no other way."""
+        import onnxruntime as ort
+
+        if any(tensor.dtype.kind == "O" for tensor in tensors.values()):
+            raise ModelError(_TEXT_TO_BFLOAT16, "convert the output to float32 in the model")
+        given = {name: ort.OrtValue.ortvalue_from_numpy(tensor) for name, tensor in tensors.items()}
+        values = self._session.run_with_ort_values(list(outputs), given, options)
+        return [_float32(v) if v.data_type() == _BFLOAT16 else v.numpy() for v in values]
+
     def signature(self) -> Signature:
         """Return the inputs, outputs and metadata the model declares."""
-        meta = self._session.get_modelmeta()
-        described = {"producer": meta.producer_name, "graph": meta.graph_name}
-        return Signature(
-            inputs=_ports(self._session.get_inputs()),
-            outputs=_ports(self._session.get_outputs()),
-            metadata={k: v for k, v in described.items() if v} | dict(meta.custom_metadata_map),
-        )
+        return self._signature
+
+
+_BFLOAT16 = "tensor(bfloat16)"
+_TEXT_TO_BFLOAT16 = "this onnxruntime gives no bfloat16 output to a model with text inputs"
+
+
+def _float32(value: Any) -> Tensor:
+    """Return a bfloat16 value as float32: its bits are the upper half of one, so none is lost."""
+    shape = value.shape()
+    size = math.prod(shape)
+    if not size:
+        return np.zeros(shape, np.float32)
+    halves = np.frombuffer((ctypes.c_uint16 * size).from_address(value.data_ptr()), np.uint16)
+    wide: Tensor = (halves.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    return wide
+
+
+def _signature(session: "ort.InferenceSession") -> Signature:
+    meta = session.get_modelmeta()
+    described = {"producer": meta.producer_name, "graph": meta.graph_name}
+    return Signature(
+        inputs=_ports(session.get_inputs()),
+        outputs=_ports(session.get_outputs()),
+        metadata={k: v for k, v in described.items() if v} | dict(meta.custom_metadata_map),
+        optional=_ports(session.get_overridable_initializers()),
+    )
 
 
 def _ports(nodes: Sequence[Any]) -> tuple[Port, ...]:
     return tuple(Port(name=n.name, type=n.type, shape=tuple(n.shape)) for n in nodes)
 
 
-def _open(path: str) -> "ort.InferenceSession":
+def _open(spec: ModelSpec) -> "ort.InferenceSession":
+    import onnxruntime as ort
+
+    provider = PROVIDERS[spec.device]
+    if provider not in ort.get_available_providers():
+        here = ", ".join(ort.get_available_providers())
+        hint = "use an onnxruntime that was built for it (onnxruntime-gpu), or --device cpu"
+        raise ModelError(f"--device {spec.device}: this onnxruntime has no {provider}, only {here}", hint)
+    session = ort.InferenceSession(spec.path, _options(spec), providers=[provider])
+    session.disable_fallback()
+    used = session.get_providers()
+    if used[0] != provider:
+        raise ModelError(f"{spec.path}: onnxruntime chose {', '.join(used)}, not {provider}")
+    return session
+
+
+def _options(spec: ModelSpec) -> "ort.SessionOptions":
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -124,14 +181,13 @@ def _open(path: str) -> "ort.InferenceSession":
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
+    if spec.device != "cpu":  # or operators that the device lacks would run on the CPU, in silence
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     _register_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    session = ort.InferenceSession(path, options, providers=list(PROVIDERS))
-    session.disable_fallback()
-    if tuple(session.get_providers()) != PROVIDERS:
-        used = ", ".join(session.get_providers())
-        raise ModelError(f"{path}: onnxruntime chose {used}, not {', '.join(PROVIDERS)}")
-    return session
+    if spec.custom_ops:
+        options.register_custom_ops_library(spec.custom_ops)
+    return options
 
 
 @functools.cache  # sessions are opened under a lock, so once is once
@@ -151,8 +207,8 @@ _SAME_AS_REQUESTED = 1
 
 
 @contextmanager
-def translated_errors(path: str) -> Iterator[None]:
-    """Turn whatever onnxruntime raises into a ModelError.
+def translated_errors(path: str, kind: type[ModelError] = ModelError) -> Iterator[None]:
+    """Turn whatever onnxruntime raises into an error of ours.
 
     Its exception classes share no base, and a damaged model may even raise UnicodeDecodeError,
     so every `Exception` that is not already ours is taken.
@@ -164,7 +220,7 @@ def translated_errors(path: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
             raise MemoryShortError(f"{path}: memory ran out", "give it more, or fewer --workers") from error
-        raise ModelError(f"{path}: {_first_line(error)}", _hint_for(error)) from error
+        raise kind(f"{path}: {_first_line(error)}", _hint_for(error)) from error
 
 
 _NO_MEMORY = ("Failed to allocate memory", "std::bad_alloc")
@@ -172,12 +228,30 @@ _NO_MEMORY = ("Failed to allocate memory", "std::bad_alloc")
 
 
 def _first_line(error: Exception) -> str:
+    """Return what an error says, without the words around it that are the same in all."""
     text = str(error).strip().splitlines()
-    return text[0].removeprefix("[ONNXRuntimeError] : ") if text else type(error).__name__
+    if not text:
+        return type(error).__name__
+    found = _FAILED_NODE.search(text[0])
+    return f"{found[1]}: {found[2]}" if found else text[0].removeprefix("[ONNXRuntimeError] : ")
+
+
+_FAILED_NODE = re.compile(
+    r"returned while running (\w+) node\. Name:'.*?' Status Message: (?:\w+\.(?:cc|h):\d+ )?(.*)"
+)
 
 
 def _hint_for(error: Exception) -> str:
     name = type(error).__name__
+    if "is not a registered function/op" in str(error):
+        return (
+            "if the operator comes from a library: --custom-ops LIB, or --custom-ops extensions "
+            "for onnxruntime-extensions; the library's code is run"
+        )
+    if "Failed to load library" in str(error):
+        return "--custom-ops wants a library of operators that was built for onnxruntime"
+    if "xternal" in str(error) and "data" in str(error):
+        return "weights that lie in files beside the model must be there, under their own names"
     if name in {"InvalidProtobuf", "InvalidGraph", "UnicodeDecodeError"}:
         return "the file is damaged or is not an ONNX model: export it again"
     if name == "NotImplemented":
@@ -188,13 +262,24 @@ def _hint_for(error: Exception) -> str:
 class Runs:
     """Runs a session with patience: not for ever, and in smaller pieces where memory runs out.
 
+    Args:
+        session: The model.
+        timeout_s: Seconds that a run may take, or None.
+        constants: Given the rows of a run, what the inputs get that no column fills.
+        fixed: Whether the model takes batches of one size only.
+
     Attributes:
         halved: Runs that were split in two because memory ran out.
     """
 
-    def __init__(self, session: Session, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, session: Session, timeout_s: float | None = None,
+        constants: Callable[[int], Mapping[str, Tensor]] = lambda _: {}, *, fixed: bool | None = None,
+    ) -> None:  # fmt: skip
         self._session = session
         self._timeout_s = timeout_s
+        self._constants = functools.lru_cache(maxsize=8)(constants)
+        self._fixed = session.signature().fixed_batch is not None if fixed is None else fixed
         self.halved = 0
 
     def run(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
@@ -205,11 +290,11 @@ class Runs:
             StallError: A run took too long.
             ModelError: The runtime refused the tensors or failed.
         """
+        rows = len(next(iter(tensors.values())))
         try:
-            return self._session.run(outputs, tensors, self._timeout_s)
+            return self.once(outputs, tensors)
         except MemoryShortError:
-            rows = len(next(iter(tensors.values())))
-            if rows == 1 or self._session.signature().fixed_batch:
+            if rows == 1 or self._fixed:
                 raise
         self.halved += 1
         half = rows // 2
@@ -217,12 +302,23 @@ class Runs:
         second = self.run(outputs, {name: tensor[half:] for name, tensor in tensors.items()})
         return [_both(a, b) for a, b in zip(first, second, strict=True)]
 
+    def once(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+        """Run the model over a batch, whole.
+
+        Raises:
+            MemoryShortError: Memory ran out.
+            StallError: It took too long.
+            ModelError: The runtime refused the tensors or failed.
+        """
+        rows = len(next(iter(tensors.values())))
+        return self._session.run(outputs, {**tensors, **self._constants(rows)}, self._timeout_s)
+
 
 def _both(first: Any, second: Any) -> Any:
     return first + second if isinstance(first, list) else np.concatenate((first, second))
 
 
-_sessions: dict[str, Session] = {}
+_sessions: dict[tuple[str, ...], Session] = {}
 _lock = threading.Lock()
 
 
@@ -235,47 +331,14 @@ def session_for(spec: ModelSpec) -> Session:
         ModelError: The file at `spec.path` is not the model that was planned, or cannot be run.
     """
     with _lock:
-        if spec.sha256 not in _sessions:
-            if identify(spec.path) != spec:
+        if spec.key not in _sessions:
+            if identify(spec.path, spec.device, spec.custom_ops).key != spec.key:
                 raise ModelError(
                     f"{spec.path}: is not the model that was planned (sha256 {spec.sha256[:12]})",
                     "run the command again to plan with the new model",
                 )
-            _sessions[spec.sha256] = Session(spec)
-        return _sessions[spec.sha256]
-
-
-def identify(path: str) -> ModelSpec:
-    """Return the absolute path and the sha256 of a model file.
-
-    Raises:
-        NotFoundError: There is no such file.
-    """
-    file = Path(path).absolute()
-    if not file.is_file():
-        siblings = [p.name for p in file.parent.glob("*.onnx")] if file.parent.is_dir() else []
-        raise NotFoundError.of("model", path, siblings)
-    with translated(path):
-        return ModelSpec(path=str(file), sha256=file_sha256(file))
-
-
-def operators(path: str) -> dict[str, int]:
-    """Count the operators in a model's graph, by name.
-
-    Raises:
-        ModelError: The file is not an ONNX model.
-    """
-    import onnx
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # protobuf and onnx raise classes without a common base
-        raise ModelError(f"{path}: {_first_line(error)}", "export the model again") from error
-    counts: dict[str, int] = {}
-    for node in graph.node:
-        name = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+            _sessions[spec.key] = Session(spec)
+        return _sessions[spec.key]
 
 
 _NUMPY_OF = {
@@ -286,6 +349,16 @@ _NUMPY_OF = {
 }  # fmt: skip
 
 
+def element(port: Port) -> str:
+    """Return the name of a tensor's elements, or all of its type where it is no tensor.
+
+    Example:
+        >>> element(Port(name="x", type="tensor(float)", shape=(None, 1)))
+        'float'
+    """
+    return port.type.removeprefix("tensor(").removesuffix(")")
+
+
 def tensor_dtype(port: Port) -> np.dtype[Any] | None:
     """Return the numpy dtype of a tensor input, or None when we cannot feed its type.
 
@@ -293,7 +366,7 @@ def tensor_dtype(port: Port) -> np.dtype[Any] | None:
         >>> tensor_dtype(Port(name="x", type="tensor(float)", shape=(None, 1)))
         dtype('float32')
     """
-    kind = port.type.removeprefix("tensor(").removesuffix(")")
+    kind = element(port)
     return np.dtype(_NUMPY_OF[kind]) if kind in _NUMPY_OF else None
 
 

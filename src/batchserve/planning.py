@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import __version__, codec, inputs, memory
-from batchserve.binding import Binding, Wish, bind
-from batchserve.codec import Prediction
+from batchserve import __version__, codec, inputs, lists, memory, predictions, proof
+from batchserve.binding import Binding, Feed, Wish, bind
 from batchserve.config import Job
 from batchserve.errors import (
     BatchserveError,
@@ -27,17 +26,11 @@ from batchserve.errors import (
     raise_all,
 )
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source
-from batchserve.model import (
-    ModelSpec,
-    Runs,
-    Signature,
-    Tensor,
-    identify,
-    runtime_version,
-    session_for,
-)
+from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
+from batchserve.model import Runs, Signature, Tensor, runtime_version, session_for
+from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import PLAN_KEY, Amendment
-from batchserve.proof import prove, size_matters
+from batchserve.predictions import Prediction
 from batchserve.scoring import Recipe, padded
 from batchserve.storage import patiently
 
@@ -58,7 +51,6 @@ class Plan(BaseModel, frozen=True):
     partitions: tuple[Partition, ...]
     recipe: Recipe
     versions: dict[str, str]
-    rows_depend: bool
     types: dict[str, str]
     """Column types set by the user or by an amendment."""
     amended: dict[str, Amendment] = {}
@@ -67,11 +59,18 @@ class Plan(BaseModel, frozen=True):
     """How files differ from the first one and what is made of it, in words."""
     batch_rows_asked: int | None = None
     """The rows per run that the user asked for, or None; not part of the id either."""
+    asked: dict[str, Any] = {}
+    """What the user asked of model and rows, to score other rows alike; not part of the id either."""
+    dialect: Found = PLAIN
+    """How text files are written and how that is known; what changes bytes of it is in the recipe."""
 
     @cached_property
     def plan_id(self) -> str:
         """The sha256 of all that changes bytes."""
-        unseen: dict[str, Any] = {"amended": True, "batch_rows_asked": True, "recipe": {"model": {"path"}}}
+        unseen: dict[str, Any] = {
+            "amended": True, "batch_rows_asked": True, "asked": True, "dialect": True,
+            "recipe": {"model": {"path", "custom_ops"}},
+        }  # fmt: skip
         content = self.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -134,8 +133,9 @@ def make(
         problems.attempt(lambda: session_for(spec), None)
     empty = Look(pa.schema([]), codec.empty_batch(pa.schema([])))
     look = empty
+    asked = problems.attempt(lambda: Asked.of(job), Asked())
     if sources:
-        wish = inputs.Wish(job.infer, types, hints, job.schema_drift == "widen", job.add_source)
+        wish = inputs.Wish(job.infer, types, hints, job.schema_drift == "widen", job.add_source, asked)
         looked = partial(inputs.look, sources, wish)
         look = problems.attempt(lambda: patiently(lambda _: looked()), empty)
     problems.check()
@@ -143,12 +143,24 @@ def make(
         recipe = recipe_for(job, spec, look, tuple(types))
     except StallError as error:
         raise StallError(f"{spec.path}, on the first rows: {error.message}", error.hint) from error
-    cut = _partitions(job, sources)
+    except ModelError as error:
+        if look.found.doubtful:  # then the columns may not be what they seem
+            hint = f"{error.hint or 'look at its columns'}; the file was read with {look.found}"
+            raise type(error)(error.message, hint) from error
+        raise
+    cut = _partitions(job, sources, look.found.dialect)
     partitions = inputs.laid_out(cut, look, add_source=job.add_source)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
-        rows_depend=job.rows_depend, types=types, drift=look.drift,
+        types=types, dialect=look.found, drift=look.drift,
+        asked=job.model_dump(include=_ASKED, exclude_defaults=True, mode="json"),
     )  # fmt: skip
+
+
+_ASKED = {
+    "features", "map", "set", "outputs", "prefix", "custom_ops", "device", "rows_depend", "keep", "on_null",
+    "on_nonfinite",
+}  # fmt: skip
 
 
 def named_model(job: Job) -> ModelSpec:
@@ -162,7 +174,12 @@ def named_model(job: Job) -> ModelSpec:
         raise UsageError(
             "no model is named", "say --model PATH, set BATCHSERVE_MODEL, or put model = in batchserve.toml"
         )
-    return identify(job.model)
+    return identify(job.model, job.device, job.custom_ops)
+
+
+def wish(job: Job) -> Wish:
+    """Return what the user said about columns and inputs."""
+    return Wish(features=job.features, map=job.map, set=job.set, on_null=job.on_null)
 
 
 def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = ()) -> Recipe:
@@ -177,34 +194,41 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     Raises:
         BatchserveError: Model, columns and wishes do not fit; all problems are told.
     """
-    session = Runs(session_for(spec), job.stall_timeout)
     signature = session_for(spec).signature()
     problems = Problems()
     none: tuple[str, ...] = ()
-    wish = Wish(features=job.features, map=job.map, on_null=job.on_null)
-    binding = problems.attempt(lambda: bind(signature, look.schema, wish), Binding(feeds=()))
+    bound = problems.attempt(lambda: bind(signature, look.schema, wish(job)), Binding(feeds=()))
     names = problems.attempt(lambda: _outputs(job, signature), none)
     keep = problems.attempt(lambda: _keep(job, look.schema.names), none)
     problems.check()
-    batch_rows = _batch_rows(job, signature)
+    binding = codec.settled(bound, look.sample)
+    whole = binding.fixed_batch is not None
+    session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
+    batch_rows = _batch_rows(job, binding.fixed_batch)
     tensors = _first_rows(look, binding, batch_rows)
-    if not (job.batch_rows or signature.fixed_batch):
-        batch_rows = _fitting(job, spec, names, tensors, batch_rows)
+    if not (job.batch_rows or whole):
+        untimed = Runs(session_for(spec), constants=binding.constant_tensors)
+        batch_rows = _fitting(job, untimed, names, tensors, batch_rows)
         tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
-    predictions, added = _observed(session, names, job.prefix, tensors, batch_rows)
-    _check_clash(predictions, keep)
     if not job.rows_depend:
-        prove(spec, session, predictions, tensors, batch_rows)
-    matters = signature.fixed_batch is None and size_matters(session, predictions, tensors, batch_rows)
+        tensors = proof.runnable(session, names, tensors, batch_rows)
+    values = _observed(session, names, tensors, batch_rows)
+    seen = _predictions(job, signature, values, batch_rows)
+    _check_clash(seen, keep)
+    if not job.rows_depend:
+        proof.prove(spec, session, values, tensors, batch_rows)
+    matters = not whole and proof.size_matters(session, seen, tensors, batch_rows)
     wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
     reading = Reading(
-        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows
-    )
+        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows,
+        dialect=look.found.dialect,
+    )  # fmt: skip
+    added = [pa.field(p.column, predictions.decode(p, values[p.output]).type) for p in seen]
     kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
     return Recipe(
-        model=spec, reading=reading, binding=binding, predictions=predictions, keep=keep,
+        model=spec, reading=reading, binding=binding, predictions=seen, keep=keep,
         schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
-        size_matters=matters,
+        rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
     )  # fmt: skip
 
 
@@ -216,6 +240,8 @@ def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:
         UsageError(f"--outputs {name}: the model has no such output", did_you_mean(name, known) or hint)
         for name in unknown
     ])  # fmt: skip
+    wanted = [port for port in signature.outputs if port.name in (job.outputs or known)]
+    raise_all([problem for port in wanted if (problem := predictions.refusal(port))])
     return tuple(job.outputs or known)
 
 
@@ -234,8 +260,7 @@ def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in {*job.keep, *source})
 
 
-def _batch_rows(job: Job, signature: Signature) -> int:
-    fixed = signature.fixed_batch
+def _batch_rows(job: Job, fixed: int | None) -> int:
     if fixed is None:
         return job.batch_rows or BATCH_ROWS
     if job.batch_rows not in {None, fixed}:
@@ -245,18 +270,17 @@ def _batch_rows(job: Job, signature: Signature) -> int:
 
 
 def _fitting(
-    job: Job, spec: ModelSpec, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
+    job: Job, session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
 ) -> int:
     """Lower the rows of a run until all workers' runs fit into memory at once."""
     elsewhere = bool(job.cluster or job.scheduler)
     if elsewhere and not job.memory_limit:
         return batch_rows
-    session = session_for(spec)
     workers = job.workers or len(os.sched_getaffinity(0))
     share = memory.share_bytes(workers, job.memory_limit, processes=workers if elsewhere else 1)
 
     def run(rows: int) -> None:
-        session.run(names, {name: padded(tensor[:rows], rows) for name, tensor in tensors.items()})
+        session.once(names, {name: padded(tensor[:rows], rows) for name, tensor in tensors.items()})
 
     return memory.fitting_rows(run, batch_rows, share, job.stall_timeout)
 
@@ -271,15 +295,22 @@ def _first_rows(look: Look, binding: Binding, batch_rows: int) -> dict[str, Tens
         return {name: tensor[good][:batch_rows] for name, tensor in encoded.tensors.items()}
     made = {"object": ""}
     return {
-        feed.input: np.full((1, len(feed.columns))[: feed.rank], made.get(feed.dtype, 0), feed.dtype)
-        for feed in binding.feeds
+        feed.input: np.full(_row_shape(feed), made.get(feed.dtype, 0), feed.dtype) for feed in binding.feeds
     }
+
+
+def _row_shape(feed: Feed) -> tuple[int, ...]:
+    if feed.packed:
+        return (1, *(dim or 0 for dim in feed.shape))
+    return (1, len(feed.columns))[: feed.rank]
 
 
 def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) -> None:
     """Refuse a text column for numbers if not one of its sampled texts is a number."""
     problems: list[BatchserveError] = []
     for name in binding.numeric:
+        if lists.is_list(look.schema.field(name).type):
+            continue
         bad = [m for m in misfits if m.column == name and m.kind == "CAST"]
         if not bad:
             continue
@@ -291,28 +322,41 @@ def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) 
 
 
 def _observed(
-    session: Runs, names: Sequence[str], prefix: str, tensors: dict[str, Tensor], batch_rows: int
-) -> tuple[tuple[Prediction, ...], list[pa.Field]]:
+    session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
+) -> dict[str, Any]:
     """Run the model once to see what its outputs really are: shapes may be symbolic."""
     batch = {name: padded(tensor, batch_rows) for name, tensor in tensors.items()}
-    values = dict(zip(names, session.run(names, batch), strict=True))
-    seen = tuple(codec.observe(n, prefix + n, each, batch_rows) for n, each in values.items())
-    return seen, [pa.field(p.column, codec.decode(p, values[p.output]).type) for p in seen]
+    return dict(zip(names, session.run(names, batch), strict=True))
 
 
-def _check_clash(predictions: Sequence[Prediction], keep: Sequence[str]) -> None:
-    clash = [p.column for p in predictions if p.column in keep]
+def _predictions(
+    job: Job, signature: Signature, values: Mapping[str, Any], batch_rows: int
+) -> tuple[Prediction, ...]:
+    """Decide the columns that outputs become.
+
+    Independent rows of one run have one size; a run of one row may give any, as may --rows-depend.
+    """
+    loose = batch_rows == 1 or job.rows_depend
+    free = {port.name for port in signature.outputs if loose and predictions.varies(port)}
+    return tuple(
+        predictions.observe(name, job.prefix + name, each, batch_rows, open_sizes=name in free)
+        for name, each in values.items()
+    )
+
+
+def _check_clash(seen: Sequence[Prediction], keep: Sequence[str]) -> None:
+    clash = [p.column for p in seen if p.column in keep]
     if clash:
         message = f"column {', '.join(clash)}: is in the input and would be an output of the model too"
         raise UsageError(message, "name the predictions apart: --prefix model_")
 
 
-def _partitions(job: Job, sources: Sequence[Source]) -> tuple[Partition, ...]:
+def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect) -> tuple[Partition, ...]:
     if job.limit is not None:
-        return inputs.whole(sources)  # the first N rows are found by reading on, not by splitting
+        return inputs.whole(sources, dialect)  # the first N rows are found by reading on, not by splitting
     total = sum(source.size_bytes for source in sources)
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
-    return inputs.partitions(sources, job.partition_size or aim)
+    return inputs.partitions(sources, job.partition_size or aim, dialect)
 
 
 def _versions() -> dict[str, str]:

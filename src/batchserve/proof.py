@@ -1,18 +1,22 @@
 """Are rows independent? A batch scorer may only cut, pad and permute rows if they are.
 
-The first rows are run as they are, in reverse order, and beside an outlier and a NaN row; if
-any of their scores changes by a bit, the model mixes rows (dynamic quantisation takes its scale
-from the whole batch, a mean may run over the batch).
+The first rows are run twice as they are, in reverse order, and with another last row: an outlier,
+a NaN row, the first row once more. If any of their scores changes by a bit, the model mixes rows
+(dynamic quantisation takes its scale from the whole batch, a mean may run over the batch).
 """
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from batchserve.codec import Prediction
-from batchserve.errors import ModelError
-from batchserve.model import ModelSpec, Runs, Session, Tensor, operators
+from batchserve import trial
+from batchserve.errors import CrashError, ModelError, RunError
+from batchserve.model import Runs, Session, Tensor
+from batchserve.modelfile import ModelSpec, operators
+from batchserve.predictions import Prediction
 from batchserve.scoring import padded
 
 _MIXERS = {
@@ -33,7 +37,7 @@ _OUTLIER = 1e6
 
 
 def prove(
-    spec: ModelSpec, session: Session | Runs, predictions: Sequence[Prediction], tensors: dict[str, Tensor],
+    spec: ModelSpec, session: Session | Runs, observed: Mapping[str, Any], tensors: dict[str, Tensor],
     batch_rows: int,
 ) -> None:  # fmt: skip
     """Check on real rows that no row's scores depend on the other rows of its batch.
@@ -41,26 +45,100 @@ def prove(
     Args:
         spec: The model's file, to name the operators at fault.
         session: The model.
-        predictions: The outputs to compare.
+        observed: What the outputs gave for the first rows, filled up to `batch_rows`.
         tensors: The first rows of the job, at least one and at most `batch_rows` are used.
         batch_rows: The batch dimension of every run.
 
     Raises:
         ModelError: A score changed; the operators that may be why are named.
     """
-    names = [prediction.output for prediction in predictions]
     batch = {name: padded(tensor[:batch_rows], batch_rows) for name, tensor in tensors.items()}
-    plain = [_comparable(values) for values in session.run(names, batch)]
+    placed = ""
     for what, variant, rows in _variants(batch, batch_rows):
         try:
-            scores = session.run(names, variant)
+            scores = session.run(list(observed), variant)
         except ModelError:
-            if what == "in reverse order":
+            if what in {_AGAIN, _REVERSED}:
                 raise
             continue  # an outlier may be refused: that says nothing of its neighbours
-        for name, before, after in zip(names, plain, map(_comparable, scores), strict=True):
-            if not _equal(before[rows], after[: len(rows)]):
-                raise _mixed(spec, name, what)
+        for (name, before), after in zip(observed.items(), scores, strict=True):
+            was, now = _picked(before, rows), after[: len(rows)]
+            if not _equal(was, now):
+                if what != _REVERSED or not _close(was, now):
+                    raise _mixed(spec, name, what)
+                placed = placed or name
+    if placed:
+        raise _by_place(spec, placed)
+
+
+_AGAIN = "again"
+_REVERSED = "in reverse order"
+
+
+_MOST_TRIALS = 64
+
+
+def runnable(
+    session: Session | Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
+) -> dict[str, Tensor]:
+    """Leave out of the first rows those that the model fails on, or dies of: they will be rejects.
+
+    All are tried in a fork of this process; only if that fails are halves tried, too.
+
+    Args:
+        session: The model.
+        names: The outputs to compute.
+        tensors: The first rows of the job, at least one and at most `batch_rows`.
+        batch_rows: The batch dimension of every run.
+
+    Raises:
+        RunError: It fails on all of them, as far as was tried.
+        CrashError: It dies of them.
+    """
+
+    def attempt(start: int, stop: int) -> int:
+        part = {name: padded(tensor[start:stop], batch_rows) for name, tensor in tensors.items()}
+        return _attempted(session, names, part)
+
+    todo = [(0, len(next(iter(tensors.values()))))]
+    good: list[tuple[int, int]] = []
+    ended = 0
+    for _ in range(_MOST_TRIALS):
+        if not todo:
+            break
+        start, stop = todo.pop(0)
+        failed = trial.ended(partial(attempt, start, stop))
+        if failed == -signal.SIGKILL:  # for want of memory: that shows later
+            failed = 0
+        ended = ended or failed or 0
+        if not failed:
+            good.append((start, stop))
+        elif stop - start > 1:
+            middle = (start + stop) // 2
+            todo += [(start, middle), (middle, stop)]
+    if not good and ended < 0:
+        name = signal.Signals(-ended).name
+        raise CrashError(f"the model kills its process ({name}) on each of the first rows", _EXPORT)
+    if not good:
+        session.run(names, {name: padded(tensor, batch_rows) for name, tensor in tensors.items()})
+    return {
+        name: np.concatenate([tensor[start:stop] for start, stop in sorted(good)])
+        for name, tensor in tensors.items()
+    }
+
+
+_EXPORT = "try it on other rows, or export the model again"
+
+
+def _attempted(session: Session | Runs, names: Sequence[str], tensors: dict[str, Tensor]) -> int:
+    """Run the model; return 1 if it failed on its rows: what else may be wrong shows later."""
+    try:
+        session.run(names, tensors)
+    except RunError:
+        return 1
+    except BaseException:  # noqa: BLE001  nothing may leave the fork
+        return 0
+    return 0
 
 
 def size_matters(
@@ -78,31 +156,49 @@ def size_matters(
     """
     names = [prediction.output for prediction in predictions]
     batch = {name: padded(tensor[:batch_rows], batch_rows) for name, tensor in tensors.items()}
-    plain = [_comparable(values) for values in session.run(names, batch)]
+    plain = session.run(names, batch)
     try:
         for rows in {max(1, batch_rows // 2), 1}:
             scores = session.run(names, {name: tensor[:rows] for name, tensor in batch.items()})
-            if not all(_equal(a[:rows], _comparable(b)) for a, b in zip(plain, scores, strict=True)):
+            if not all(_equal(a[:rows], b) for a, b in zip(plain, scores, strict=True)):
                 return True
     except ModelError:  # it takes no fewer rows, so it will not give other bits
         return False
     return False
 
 
-def _variants(batch: dict[str, Tensor], rows: int) -> list[tuple[str, dict[str, Tensor], Any]]:
+def _variants(batch: dict[str, Tensor], rows: int) -> Iterator[tuple[str, dict[str, Tensor], Any]]:
+    """Give other batches, and which rows of the first one stand at the start of each."""
     order = np.arange(rows)[::-1]
-    permuted = {name: tensor[order] for name, tensor in batch.items()}
-    most = np.arange(rows - 1)
-    return [
-        ("in reverse order", permuted, order),
-        ("beside an outlier", {n: _last(t, _OUTLIER) for n, t in batch.items()}, most),
-        ("beside a NaN", {n: _last(t, np.nan) for n, t in batch.items()}, most),
-    ]
+    yield _AGAIN, batch, np.arange(rows)
+    yield _REVERSED, {name: tensor[order] for name, tensor in batch.items()}, order
+    others = {
+        "beside an outlier": {n: _last(t, _outlier(t)) for n, t in batch.items()},
+        "beside a NaN": {n: _last(t, np.nan) for n, t in batch.items()},
+        "beside a copy of the first row": {n: _last(t, t[0]) for n, t in batch.items()},
+    }
+    for what, variant in others.items():
+        if any(variant[name] is not tensor for name, tensor in batch.items()):
+            yield what, variant, np.arange(rows - 1)
 
 
-def _last(tensor: Tensor, value: float) -> Tensor:
-    """Put `value` into the last row of a float tensor."""
-    if tensor.dtype.kind != "f" or len(tensor) == 1:
+def _outlier(tensor: Tensor) -> Any:
+    """Return a value unlike those of a tensor, but one that the model may take as it takes them."""
+    if tensor.dtype.kind == "f":
+        return _OUTLIER
+    if tensor.dtype.kind == "b":
+        return ~tensor[-1]
+    if tensor.dtype.kind == "O" or not tensor.size:
+        return tensor[-1]
+    limits = np.iinfo(tensor.dtype)
+    most = int(tensor.max())
+    return most + 1 if most < limits.max else int(tensor.min())
+
+
+def _last(tensor: Tensor, value: Any) -> Tensor:
+    """Put `value` into the last row; NaN only where there is one."""
+    is_nan = isinstance(value, float) and np.isnan(value)
+    if len(tensor) == 1 or (is_nan and tensor.dtype.kind != "f"):
         return tensor
     changed = tensor.copy()
     with np.errstate(over="ignore"):
@@ -110,19 +206,40 @@ def _last(tensor: Tensor, value: float) -> Tensor:
     return changed
 
 
-def _comparable(values: Any) -> Tensor:
-    if isinstance(values, list):
-        return np.array([list(row.values()) if isinstance(row, dict) else row for row in values])
-    return np.asarray(values)
+def _picked(values: Any, rows: Any) -> Any:
+    return [values[row] for row in rows] if isinstance(values, list) else values[rows]
 
 
-def _equal(before: Tensor, after: Tensor) -> bool:
-    if before.dtype.kind in "fc":
-        return np.array_equal(before, after, equal_nan=True)
-    return np.array_equal(before, after)
+def _equal(before: Any, after: Any) -> bool:
+    if isinstance(before, list):
+        return len(before) == len(after) and all(map(_equal, before, after))
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and _equal(_row(before), _row(after))
+    return np.array_equal(before, after, equal_nan=before.dtype.kind in "fc")
+
+
+def _row(scores: dict[Any, Any]) -> Tensor:
+    return np.array(list(scores.values()))
+
+
+def _close(before: Any, after: Any) -> bool:
+    """Whether scores differ in their last bits only."""
+    arrays = isinstance(before, np.ndarray) and before.dtype.kind == "f" and before.shape == after.shape
+    return arrays and np.allclose(before, after, rtol=1e-3, atol=1e-6, equal_nan=True)
+
+
+def _by_place(spec: ModelSpec, output: str) -> ModelError:
+    return ModelError(
+        f"{spec.path}: the last bits of scores of {output} depend on the place of a row in its batch",
+        "they would depend on how the input was split: export the model with an open batch dimension "
+        "(full batches of 64 rows and more seldom show it), or accept it with --rows-depend",
+    )
 
 
 def _mixed(spec: ModelSpec, output: str, what: str) -> ModelError:
+    if what == _AGAIN:
+        message = f"{spec.path}: scores of {output} differ when the same rows are run again"
+        return ModelError(message, "scores would be random: export the model without its random operators")
     suspects = [f"{op} ({_MIXERS[op]})" for op in operators(spec.path) if op in _MIXERS]
     because = f"; its graph has {', '.join(suspects)}" if suspects else ""
     return ModelError(

@@ -10,7 +10,7 @@ from threading import Event
 from typing import Any, Self
 
 from batchserve import cluster as clusters
-from batchserve import events, scoring
+from batchserve import events, isolation, scoring
 from batchserve.config import Job
 from batchserve.errors import StoppedError
 from batchserve.events import Listener
@@ -32,9 +32,9 @@ class Runner:
 
 
 @contextmanager
-def opened(
+def opened(  # noqa: PLR0913, PLR0917  what a job is made of
     job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any = None,
-    avoided: frozenset[int] = frozenset(),
+    avoided: frozenset[int] = frozenset(), todo: int | None = None,
 ) -> Iterator[Runner]:  # fmt: skip
     """Score one partition in this process, without importing Dask; several on a cluster.
 
@@ -45,11 +45,12 @@ def opened(
         listener: Told about rows and the dashboard.
         cluster: A Dask client or cluster of the caller's, or None.
         avoided: Indices of partitions that must not be scored in this process.
+        todo: How many are left to score; all by default. For none no cluster is opened.
 
     Raises:
         ClusterError: The cluster cannot be reached.
     """
-    if runs_in_place(job, made, cluster):
+    if todo == 0 or runs_in_place(job, made, cluster):
         yield Runner(partial(_in_place, job, made, space, listener), 1, in_place=True)
         return
     scheduler = job.scheduler or _address(job)
@@ -173,8 +174,9 @@ def _on_cluster(  # noqa: PLR0913, PLR0917  what a job is made of
     rest = [p for p in partitions if p.redone or p.index not in taken]
     yield from (receipt for receipt in head_start.receipts() if receipt.partition in wanted)
     yield from graph.run(
-        engine.client, rest, made.recipe, space, len(made.partitions), listener, job.stall_timeout
-    )
+        engine.client, rest, made.recipe, space, len(made.partitions), listener, job.stall_timeout,
+        partial(isolation.row_by_row, made.recipe, space, job.stall_timeout),
+    )  # fmt: skip
     yield from (receipt for receipt in head_start.last_receipts() if receipt.partition in wanted)
 
 

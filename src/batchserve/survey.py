@@ -11,6 +11,7 @@ from pyarrow import parquet as pq
 from batchserve import inputs
 from batchserve.errors import NotFoundError, UsageError
 from batchserve.inputs import OPEN_END, Look, Slice, Source, Wish, files, ipc, packed, records
+from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.files import Given
 from batchserve.inputs.parquet import opened
 from batchserve.report import human_bytes
@@ -53,7 +54,7 @@ def described(path: str) -> dict[str, str]:
     """
     (source,) = files.resolve([path], _format(path))
     look = inputs.look([source], Wish())
-    more, rows = _stored(source)
+    more, rows = _stored(source, look)
     facts = {
         "format": _NAMES[source.format] + (f", packed with {source.codec}" if source.codec else ""),
         "size": human_bytes(source.size_bytes),
@@ -78,14 +79,15 @@ def _format(path: str) -> Given | None:
     return "jsonl" if head.lstrip().startswith(b"{") else "csv"
 
 
-def _stored(source: Source) -> tuple[dict[str, str], str]:
+def _stored(source: Source, look: Look) -> tuple[dict[str, str], str]:
     """Return how a file is stored, and how many rows it has, in words."""
     if source.format == "parquet":
         with opened(source.path) as file:
             return _parquet(file.metadata), f"{file.metadata.num_rows:,}"
     if source.format == "arrow":
         return _arrow(source)
-    return {}, _text_rows(source)
+    written = {"dialect": str(look.found)} if source.format == "csv" else {}
+    return written, _text_rows(source, look.found.dialect)
 
 
 def _parquet(metadata: pq.FileMetaData) -> dict[str, str]:
@@ -114,15 +116,15 @@ def _arrow(source: Source) -> tuple[dict[str, str], str]:
     return facts | _key_values(metadata), f"{sum(rows):,}"
 
 
-def _text_rows(source: Source) -> str:
+def _text_rows(source: Source, dialect: Dialect) -> str:
     module: Any = inputs.module(source.format)
-    part: Slice = module.split(source, OPEN_END)[0]
+    part: Slice = module.split(source, OPEN_END, dialect)[0]
     if source.size_bytes <= _COUNTED_BYTES:
-        return f"{inputs.patient(source.path, partial(module.count, part))[1]:,}"
+        return f"{inputs.patient(source.path, partial(module.count, part, dialect))[1]:,}"
     if source.codec:
         return "not known without unpacking it"
     head = part.model_copy(update={"stop": part.start + _SAMPLE_BYTES})
-    stop, count = inputs.patient(source.path, partial(module.count, head))
+    stop, count = inputs.patient(source.path, partial(module.count, head, dialect))
     return f"about {(source.size_bytes - part.start) * count // max(1, stop - part.start):,}"
 
 

@@ -189,6 +189,42 @@ def verify(
 
 
 @app.command()
+def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
+    rejects: Annotated[str, typer.Argument(help="A rejects file, its records corrected.", metavar="REJECTS")],
+    output: flags.Output,
+    model: flags.ModelPath = None,
+    on_null: flags.OnNull = None,
+    max_errors: flags.MaxErrors = None,
+    if_exists: flags.IfExists = None,
+    overwrite: flags.Overwrite = None,
+    json: flags.Json = None,
+    quiet: flags.Quiet = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Score corrected records of a rejects file as their job scored the others.
+
+    Example: batchserve retry flights.rejects.jsonl corrected.parquet
+    """
+    from batchserve import console, log
+    from batchserve import retry as retrying
+
+    wishes = {
+        "model": model, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
+        "overwrite": overwrite, "json": json, "quiet": quiet,
+    }  # fmt: skip
+    screen = console.Screen(quiet=bool(quiet or json))
+    try:
+        with Stop(screen) as stop:
+            said = {name: value for name, value in wishes.items() if value is not None}
+            report = retrying.retry(rejects, output, said, stop)
+    finally:
+        screen.close()
+    screen.summary(report)
+    if json:
+        console.out(log.as_json(report.facts()))
+
+
+@app.command()
 def clean(output: flags.Output, debug: flags.Debug = None) -> None:
     """Remove what an unfinished run left beside an output; the output itself is not touched.
 

@@ -4,8 +4,9 @@ A partition is what one task scores: slices of files, in input order. Reading a 
 blocks of typed rows, records that could not be read, and at last the slice's exact extent.
 One module per format, each with the same three functions:
 
-    look(sources, wish) -> Look                   the columns, from headers and samples
-    split(source, target_bytes) -> [Slice]        ranges that can be read apart
+    look(sources, sampled, wish) -> Look          the columns, from headers and samples
+    split(source, target_bytes, dialect)          ranges that can be read apart, as slices
+    count(part, dialect)                          where a slice stops, and how many records it has
     read(part, reading) -> blocks, bad records    the rows of one range
 
 A format knows a file's own columns alone. What a file lacks, or has by its folders, its name
@@ -15,10 +16,12 @@ or in another type than the first file, is added to its blocks afterwards (`shap
 import base64
 import importlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,7 +29,8 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from batchserve.errors import UsageError
-from batchserve.rejects import Place, Reject
+from batchserve.inputs.dialect import COMMON, PLAIN, Asked, Dialect, Found
+from batchserve.rejects import RAW_BYTES, VALUE_CHARACTERS, Place, Reject, RejectClass, shown
 from batchserve.storage import patiently, transient_reading
 
 T = TypeVar("T")
@@ -153,6 +157,18 @@ class Reading(BaseModel):
     """The columns whose type the user set."""
     batch_rows: int
     """Rows of one run of the model; readers that can choose give multiples of it."""
+    dialect: Dialect = COMMON
+    """How text files are written."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a row."""
+
+    kind: RejectClass
+    column: str
+    value: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,8 @@ class Look:
     schema: pa.Schema
     sample: pa.RecordBatch
     """Some rows, in the schema's types; may be empty."""
+    found: Found = PLAIN
+    """How text files are written."""
     layouts: dict[str, Layout] = field(default_factory=dict)
     """Of the files whose own columns are not those of the schema."""
     drift: tuple[str, ...] = ()
@@ -174,18 +192,32 @@ class Block:
 
     batch: pa.RecordBatch
     path: str
-    base: int
-    """Byte offset of the raw text in the file, or records before the block (Parquet, Arrow)."""
+    base: int = 0
+    """Byte offset of the raw text in the file."""
     raw: bytes | None = None
-    """The text the rows were read from, whole records."""
+    """The text the rows were read from, whole records; None for formats that are no text."""
     format: Format = "parquet"
+    dialect: Dialect = COMMON
+
+    def reject(self, row: int, record: int, fault: Fault) -> Reject:
+        """Build the reject for row `row` of the batch, which is record `record` of the slice."""
+        place = self.place(row).model_copy(update={"record": record})
+        return bad_record(fault, place, self._record(row), self.dialect).reject
 
     def place(self, row: int) -> Place:
         """Return where row `row` of the batch is in its file."""
+        return Place(path=self.path, byte_offset=None if self.raw is None else self.base + self._starts[row])
+
+    def _record(self, row: int) -> bytes:
         if self.raw is None:
-            return Place(path=self.path, record=self.base + row)
-        starts = module(self.format).record_starts(self.raw)
-        return Place(path=self.path, byte_offset=self.base + starts[row])
+            return json.dumps(self.batch.slice(row, 1).to_pylist()[0], default=str).encode()
+        stop = self._starts[row + 1] if row + 1 < len(self._starts) else len(self.raw)
+        return self.raw[self._starts[row] : stop]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts: list[int] = module(self.format).record_starts(self.raw, self.dialect)
+        return starts
 
 
 @dataclass(frozen=True)
@@ -193,6 +225,18 @@ class BadRecord:
     """A record that could not be read, as a reject."""
 
     reject: Reject
+
+
+def bad_record(fault: Fault, place: Place, raw: bytes, dialect: Dialect = COMMON) -> BadRecord:
+    """Build the reject for the record `raw`; raw text and value are cut to what is kept."""
+    with suppress(UnicodeDecodeError):
+        raw = dialect.as_utf8(raw)
+    value = fault.value[:VALUE_CHARACTERS]
+    reject = Reject(
+        kind=fault.kind, column=fault.column, place=place, value=value, reason=fault.reason,
+        raw=shown(raw), cut=len(raw) > RAW_BYTES,
+    )  # fmt: skip
+    return BadRecord(reject)
 
 
 @dataclass(frozen=True)
@@ -258,12 +302,15 @@ class Wish:
     """Whether files may have other columns than the first."""
     add_source: bool = False
     """Whether rows are to say which file and which record of it they are."""
+    asked: Asked = field(default_factory=Asked)
+    """How text files are written, as far as that is not to be found."""
 
 
 def look(sources: Sequence[Source], wish: Wish) -> Look:
     """Find the columns of all files and the type each keeps.
 
-    Every file's header is read; values are sampled from up to 16 files.
+    Every file's header is read; values are sampled from up to 16 files. The first file says how
+    all of them are written.
 
     Args:
         sources: The input files.
@@ -291,12 +338,14 @@ def look(sources: Sequence[Source], wish: Wish) -> Look:
 # -- which partitions -------------------------------------------------------------------------
 
 
-def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition, ...]:
+def partitions(
+    sources: Sequence[Source], target_bytes: int, dialect: Dialect = COMMON
+) -> tuple[Partition, ...]:
     """Cut files into partitions of about `target_bytes`: big files apart, small ones together."""
     groups: list[list[Slice]] = [[]]
     size = 0
     for source in sources:
-        for part in patient(source.path, partial(_split, source, target_bytes)):
+        for part in patient(source.path, partial(_split, source, target_bytes, dialect)):
             if groups[-1] and size + part.size_bytes > target_bytes:
                 groups.append([])
                 size = 0
@@ -305,8 +354,8 @@ def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition,
     return tuple(Partition(index=i, slices=tuple(s)) for i, s in enumerate(g for g in groups if g))
 
 
-def _split(source: Source, target_bytes: int) -> list[Slice]:
-    parts: list[Slice] = module(source.format).split(source, target_bytes)
+def _split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
+    parts: list[Slice] = module(source.format).split(source, target_bytes, dialect)
     return [part.model_copy(update={"folders": source.folders}) for part in parts]
 
 
@@ -335,9 +384,9 @@ def grouped(source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int)
     return slices
 
 
-def whole(sources: Sequence[Source]) -> tuple[Partition, ...]:
+def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:
     """Return one partition that reads everything in order."""
-    slices = [part for source in sources for part in _split(source, OPEN_END)]
+    slices = [part for source in sources for part in _split(source, OPEN_END, dialect)]
     return (Partition(index=0, slices=tuple(slices)),)
 
 
@@ -357,7 +406,7 @@ def laid_out(partitions: Sequence[Partition], look: Look, *, add_source: bool) -
         )
         for partition in partitions
     ]
-    return tuple(settled(made) if add_source else made)
+    return tuple(settled(made, look.found.dialect) if add_source else made)
 
 
 def counted(partitions: Sequence[Partition]) -> set[str]:
@@ -368,7 +417,7 @@ def counted(partitions: Sequence[Partition]) -> set[str]:
     return {path for path, count in slices.items() if count > 1}
 
 
-def settled(partitions: Sequence[Partition]) -> list[Partition]:
+def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[Partition]:
     """Replace guessed starts by exact ones and number records, by reading texts once for record ends.
 
     For rows that say which record they are, and for a lazy frame, whose partitions nobody
@@ -386,7 +435,7 @@ def settled(partitions: Sequence[Partition]) -> list[Partition]:
                 start, records = known.get(part.path, (part.start, 0))
                 update = {"start": start, "exact": True, "first_record": records}
                 found = part.model_copy(update=update)
-                stop, count = patient(part.path, partial(module(part.format).count, found))
+                stop, count = patient(part.path, partial(module(part.format).count, found, dialect))
                 known[part.path] = (stop, records + count)
             slices.append(found)
         settled.append(partition.model_copy(update={"slices": tuple(slices)}))
@@ -408,12 +457,3 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     own = shaping.own_reading(part, reading)
     with transient_reading(part.path):
         yield from shaping.shaped(part, reading, module(part.format).read(part, own))
-
-
-def line_of(place: Place, *, codec: Codec | None) -> int | None:
-    """Return the line (1 is the first) of a place in a text file; None for Parquet and Arrow."""
-    if place.byte_offset is None:
-        return None
-    from batchserve.inputs import records
-
-    return records.count_lines(place.path, place.byte_offset, codec=codec)

@@ -17,6 +17,7 @@ from pyarrow import ipc
 from batchserve.codec import empty_batch
 from batchserve.errors import DataError, raise_all
 from batchserve.inputs import OPEN_END, Block, Extent, Item, Look, Reading, Slice, Source, Wish, grouped
+from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.parquet import (
     LEAST_BATCH_ROWS,
     SAMPLE_ROWS,
@@ -99,12 +100,14 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Lo
 
     Raises:
         DataError: A file is damaged, has other columns than the first, or a type that Parquet lacks.
-        UsageError: Types are wished for: Arrow columns have types.
+        UsageError: Types are wished for: Arrow columns have types; or a dialect, which is of CSV.
     """
+    raise_all(list(wish.asked.misplaced("Arrow")))
     check_no_types(wish, "Arrow")
     agreed = agree({source.path: _schema(source.path) for source in sources}, widen=wish.widen)
     agreed = Agreed(_storable(agreed.schema, sources[0].path), agreed.layouts, agreed.drift)
-    return Look(agreed.schema, sample(map(_head, sampled), sampled, agreed), agreed.layouts, agreed.drift)
+    first = sample(map(_head, sampled), sampled, agreed)
+    return Look(agreed.schema, first, layouts=agreed.layouts, drift=agreed.drift)
 
 
 def _schema(path: str) -> pa.Schema:
@@ -143,8 +146,9 @@ def _head(source: Source) -> pa.RecordBatch:
         return next((batch for batch in batches if batch.num_rows), empty).slice(0, SAMPLE_ROWS)
 
 
-def split(source: Source, target_bytes: int) -> list[Slice]:
+def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file between record batches into ranges of about `target_bytes`; a stream stays whole."""
+    del dialect
     with translated(source.path), _opened(source.path) as reader:
         stored = reader.stored
     if not stored or source.size_bytes <= target_bytes:

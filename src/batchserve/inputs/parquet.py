@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchserve.codec import empty_batch
-from batchserve.errors import DataError, UsageError, from_os
+from batchserve.errors import DataError, UsageError, from_os, raise_all
 from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, Wish, grouped
+from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.schemas import Agreed, agree
 from batchserve.storage import transient_reading
 
@@ -68,11 +69,13 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Lo
 
     Raises:
         DataError: A file is damaged or has other columns than the first.
-        UsageError: Types are wished for: Parquet columns have types.
+        UsageError: Types are wished for: Parquet columns have types; or a dialect, which is of CSV.
     """
+    raise_all(list(wish.asked.misplaced("Parquet")))
     check_no_types(wish, "Parquet")
     agreed = agree({source.path: _schema(source.path) for source in sources}, widen=wish.widen)
-    return Look(agreed.schema, sample(map(_head, sampled), sampled, agreed), agreed.layouts, agreed.drift)
+    first = sample(map(_head, sampled), sampled, agreed)
+    return Look(agreed.schema, first, layouts=agreed.layouts, drift=agreed.drift)
 
 
 def check_no_types(wish: Wish, name: str) -> None:
@@ -126,11 +129,12 @@ def _head(source: Source) -> pa.RecordBatch:
         return next(file.iter_batches(SAMPLE_ROWS, use_threads=False), empty)
 
 
-def split(source: Source, target_bytes: int) -> list[Slice]:
+def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file between row groups into ranges of about `target_bytes`.
 
     Sizes are the unpacked bytes that the footer states: they follow the work, stored bytes do not.
     """
+    del dialect
     with opened(source.path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
@@ -152,7 +156,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             runs * reading.batch_rows, row_groups=groups, columns=list(reading.columns), use_threads=False
         )
         for batch in batches:
-            yield Block(named(batch, reading.columns), part.path, base)
+            yield Block(named(batch, reading.columns), part.path)
             base += batch.num_rows
     if base != stated:
         message = f"{part.path}: ends after row {base:,}, its footer states {stated:,}"

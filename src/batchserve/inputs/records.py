@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from batchserve.inputs import OPEN_END, Codec, Extent, Slice
+from batchserve.inputs.encodings import UTF_8, as_utf8
+from batchserve.rejects import RAW_BYTES
 from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
 MAX_RECORD_BYTES = 256 << 20
 """A record longer than this is taken for an unclosed quote."""
+
+_SHOWN_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Boundaries:
     """(text that starts at a record, least) -> the first record end at or after `least`, or -1."""
     last_end: Callable[[bytes], int]
     """text that starts at a record -> the end of the last whole record, or -1."""
+    terminator: bytes = b"\n"
+    """The last byte of a record."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Endless:
-    """A record that does not end: where it starts."""
+    """A record that does not end."""
 
     base: int
+    """Byte offset of its start."""
+    raw: bytes
+    """Its first bytes."""
+    size_bytes: int
+    """How much of it was read."""
 
 
 @contextmanager
@@ -74,9 +85,14 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Extent]:
-    """Cut a slice into chunks of whole records, then give its extent."""
-    with opened(part.path, codec=part.codec) as file:
+def chunks(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Iterator[Chunk | Endless | Extent]:
+    """Cut a slice into chunks of whole records, then give its extent.
+
+    Offsets and texts are those of the unpacked file, or of its UTF-8 text if its encoding
+    has to be decoded as a stream.
+    """
+    with opened(part.path, codec=part.codec) as stored:
+        file = as_utf8(stored, encoding)
         start = part.start if part.exact else boundaries.first(file, part.start)
         if start >= part.stop:
             yield Extent(start, start)
@@ -92,21 +108,24 @@ def chunks(part: Slice, boundaries: Boundaries) -> Iterator[Chunk | Endless | Ex
                 yield Chunk(base, buffer[:stop] if stop < len(buffer) else buffer)
             base, carry = base + stop, buffer[stop:]
         if state == _ENDLESS:
-            yield Endless(base)
+            yield Endless(base, carry[: RAW_BYTES + 1], len(carry))
         # Nothing after an endless record can be read: later slices of the file are empty.
         yield Extent(start, OPEN_END if state == _ENDLESS else base)
 
 
-def count(part: Slice, boundaries: Boundaries, records: Callable[[bytes], int]) -> tuple[int, int]:
+def count(
+    part: Slice, boundaries: Boundaries, records: Callable[[bytes], int], encoding: str = UTF_8
+) -> tuple[int, int]:
     """Return where a slice stops and how many records it has, without reading its rows.
 
     Args:
         part: The slice; its start is exact.
         boundaries: How the format's records are told apart.
         records: Counts those of a text of whole records, as the reader does.
+        encoding: Of the file.
     """
     total, stop = 0, part.start
-    for item in chunks(part, boundaries):
+    for item in chunks(part, boundaries, encoding):
         if isinstance(item, Extent):
             stop = item.stop
         else:
@@ -124,42 +143,67 @@ def _cut(buffer: bytes, least: int, boundaries: Boundaries, *, at_end: bool) -> 
     whole = max(0, boundaries.last_end(buffer))
     if not at_end:
         return whole, _MORE if len(buffer) - whole <= MAX_RECORD_BYTES else _ENDLESS
-    # The last record of a file needs no line end: lend it one to see whether it is whole.
+    # The last record of a file needs no line end: lend it one to see whether it is whole (and
+    # a second one, should an escape character take the meaning from the first).
     rest = buffer[whole:]
-    if not rest or boundaries.end_at(rest + b"\n", len(rest)) >= 0:
+    if not rest or boundaries.end_at(rest + 2 * boundaries.terminator, len(rest)) >= 0:
         return len(buffer), _DONE
     return whole, _ENDLESS
 
 
-def line_end_at(buffer: bytes, least: int) -> int:
+def line_end_at(buffer: bytes, least: int, terminator: bytes = b"\n") -> int:
     """Return the first line end at or after `least`, or -1."""
-    return buffer.find(b"\n", max(0, least - 1)) + 1 or -1
+    return buffer.find(terminator, max(0, least - 1)) + 1 or -1
 
 
-def last_line_end(buffer: bytes) -> int:
+def last_line_end(buffer: bytes, terminator: bytes = b"\n") -> int:
     """Return the end of the last whole line, or -1."""
-    return buffer.rfind(b"\n") + 1 or -1
+    return buffer.rfind(terminator) + 1 or -1
 
 
-def first_line(file: BinaryIO, target: int) -> int:
+def first_line(file: BinaryIO, target: int, terminator: bytes = b"\n") -> int:
     """Return the start of the first line at or after byte `target` (or the file's end)."""
     file.seek(target - 1)
     position = target - 1
     while block := read_exactly(file, 1 << 16):
-        if (found := block.find(b"\n")) >= 0:
+        if (found := block.find(terminator)) >= 0:
             return position + found + 1
         position += len(block)
     return position
 
 
-def count_lines(path: str, offset: int, *, codec: Codec | None) -> int:
-    """Return the line, counted from 1, that byte `offset` of a text file is in."""
-    lines = 1
-    with opened(path, codec=codec) as file:
-        while offset > 0 and (block := read_exactly(file, min(BLOCK_BYTES, offset))):
-            lines += block.count(b"\n")
-            offset -= len(block)
-    return lines
+class LineCounter:
+    """Tells the lines of places in one text file, asked for in order; the file is read once.
+
+    Lines end in a line feed; in a file that has none before the place, in a carriage return.
+    """
+
+    def __init__(self, path: str, *, codec: Codec | None, encoding: str = UTF_8) -> None:
+        self._blocks = _blocks(path, codec=codec, encoding=encoding)
+        self._block = b""
+        self._base = self._at = 0
+        self._feeds = self._returns = 0
+
+    def line_of(self, offset: int) -> int:
+        """Return the line, counted from 1, that byte `offset` is in; not before the last one asked for."""
+        while offset > self._base + len(self._block):
+            self._count(len(self._block))
+            self._base += len(self._block)
+            self._block, self._at = next(self._blocks), 0
+        self._count(offset - self._base)
+        return 1 + (self._feeds or self._returns)
+
+    def _count(self, stop: int) -> None:
+        self._feeds += self._block.count(b"\n", self._at, stop)
+        self._returns += self._block.count(b"\r", self._at, stop) if not self._feeds else 0
+        self._at = stop
+
+
+def _blocks(path: str, *, codec: Codec | None, encoding: str) -> Iterator[bytes]:
+    with opened(path, codec=codec) as stored:
+        file = as_utf8(stored, encoding)
+        while block := read_exactly(file, 1 << 20):
+            yield block
 
 
 LINES = Boundaries(first_line, line_end_at, last_line_end)
