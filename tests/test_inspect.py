@@ -27,6 +27,7 @@ def test_a_csv_is_described(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert (found["format"], found["rows"], found["columns"]) == ("CSV", "5,027", "19")
     assert found["size"] == "464 kB"
+    assert "sure" in found["dialect"]
     assert found["year"] == "int64"
     assert found["dep_delay"] == "int64, 116 of the first 4,096 null"
     assert found["row 1"].startswith("year 2013, month 1, day 1, dep_time 517, ")

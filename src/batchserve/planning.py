@@ -81,6 +81,13 @@ class Plan(BaseModel, frozen=True):
         return copy
 
     @property
+    def added(self) -> tuple[str, ...]:
+        """Columns that rows get besides those of their files: of folders, and of where they are from."""
+        folders = [name for name, _ in self.sources[0].folders] if self.sources else []
+        parts = (part for partition in self.partitions for part in partition.slices)
+        return (*folders, *((SOURCE_FILE, SOURCE_ROW) if any(part.add_source for part in parts) else ()))
+
+    @property
     def bytes_total(self) -> int:
         """Input bytes of all partitions."""
         return sum(partition.size_bytes for partition in self.partitions)

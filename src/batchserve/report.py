@@ -234,11 +234,11 @@ def _added(made: Plan) -> dict[str, str]:
     """Return which columns rows get besides those of their files."""
     schema = made.recipe.reading.schema_
     facts = {}
-    if names := [name for name, _ in made.sources[0].folders] if made.sources else []:
+    if names := [name for name in made.added if name not in {SOURCE_FILE, SOURCE_ROW}]:
         facts["folders"] = (
             ", ".join(f"{name} ({schema.field(name).type})" for name in names) + " by their names"
         )
-    if any(part.add_source for partition in made.partitions for part in partition.slices):
+    if SOURCE_ROW in made.added:
         read = len(inputs.counted(made.partitions))
         once = (
             f"; {read:,} text file{'s' * (read != 1)} of several partitions read once more, to count records"

@@ -54,15 +54,13 @@ def described(path: str) -> dict[str, str]:
     """
     (source,) = files.resolve([path], _format(path))
     look = inputs.look([source], Wish())
-    more, rows = _stored(source, look.found.dialect)
+    more, rows = _stored(source, look)
     facts = {
         "format": _NAMES[source.format] + (f", packed with {source.codec}" if source.codec else ""),
         "size": human_bytes(source.size_bytes),
         "rows": rows,
         "columns": f"{len(look.schema):,}",
     }
-    if source.format == "csv":
-        facts["dialect"] = str(look.found)
     return facts | more | _columns(look) | _rows(look)
 
 
@@ -81,14 +79,15 @@ def _format(path: str) -> Given | None:
     return "jsonl" if head.lstrip().startswith(b"{") else "csv"
 
 
-def _stored(source: Source, dialect: Dialect) -> tuple[dict[str, str], str]:
+def _stored(source: Source, look: Look) -> tuple[dict[str, str], str]:
     """Return how a file is stored, and how many rows it has, in words."""
     if source.format == "parquet":
         with opened(source.path) as file:
             return _parquet(file.metadata), f"{file.metadata.num_rows:,}"
     if source.format == "arrow":
         return _arrow(source)
-    return {}, _text_rows(source, dialect)
+    written = {"dialect": str(look.found)} if source.format == "csv" else {}
+    return written, _text_rows(source, look.found.dialect)
 
 
 def _parquet(metadata: pq.FileMetaData) -> dict[str, str]:

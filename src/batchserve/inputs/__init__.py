@@ -330,14 +330,15 @@ def look(sources: Sequence[Source], wish: Wish) -> Look:
     """
     from batchserve.inputs import shaping
 
-    formats = sorted({source.format for source in sources})
+    formats = {source.format: source.path for source in reversed(sources)}
     if len(formats) > 1:
-        raise UsageError(f"inputs are of several formats: {', '.join(formats)}", "score one at a time")
+        told = ", ".join(f"{name} ({path})" for name, path in sorted(formats.items()))
+        raise UsageError(f"inputs are of several formats: {told}", "score one at a time")
     added = shaping.added(sources, wish)
     every = max(1, len(sources) // _SAMPLED_FILES)
     sampled = list(sources) if wish.infer == "full" else list(sources[::every])
     own = replace(wish, types={name: kind for name, kind in wish.types.items() if name not in added.names})
-    found: Look = module(formats[0]).look(sources, sampled, own)
+    found: Look = module(sources[0].format).look(sources, sampled, own)
     return shaping.widened(found, added, sources)
 
 
@@ -455,7 +456,8 @@ def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[
     For rows that say which record they are, and for a lazy frame, whose partitions nobody
     compares afterwards. A file of one slice is not read.
     """
-    several = counted(partitions)
+    guessed = {part.path for each in partitions for part in each.slices if not part.exact}
+    several = counted(partitions) & guessed
     known: dict[str, tuple[int, int]] = {}
     settled: list[Partition] = []
     for partition in partitions:

@@ -116,6 +116,9 @@ class _Unpacked(io.RawIOBase):
         except _faults() as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the system, not of a codec
                 raise
+            if "too much memory" in str(error):
+                message = f"{self._path}: is packed in a way that needs more than 128 MiB to unpack"
+                raise DataError(message, "pack it again with zstd --long=27 or less") from error
             place = f"after byte {self._at:,} of what it holds"
             message = f"{self._path}: the {self._codec} stream is damaged or cut off {place} ({error})"
             raise DataError(message, "fetch or pack the file again") from error

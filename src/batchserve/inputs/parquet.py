@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -95,7 +96,7 @@ def plain(schema: pa.Schema, path: str) -> pa.Schema:
         DataError: Two columns have one name, or there is no column.
     """
     names = schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DataError(f"{path}: column {', '.join(twice)} is there twice", "rename one")
     if not names:
