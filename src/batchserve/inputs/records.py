@@ -17,7 +17,7 @@ from batchserve.inputs.encodings import UTF_8, as_utf8
 from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
-MAX_RECORD_BYTES = 256 << 20
+MAX_RECORD_BYTES = 128 << 20
 """A record longer than this is taken for an unclosed quote."""
 
 _SHOWN_BYTES = 4096
