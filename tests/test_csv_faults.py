@@ -214,10 +214,10 @@ def test_a_line_of_many_megabytes_is_read(quoted: bool, score: Score) -> None:  
 
 
 def test_many_records_that_are_none_are_all_found(score: Score) -> None:
-    """Half of 20,000 records with a field too few are 10,000 rejects, the first three with their lines."""
-    message = told(score, "x,c\n" + "1,a\n2\n" * 10_000)
+    """Half of 2,000 records with a field too few are 1,000 rejects, the first three with their lines."""
+    message = told(score, "x,c\n" + "1,a\n2\n" * 1_000)
 
-    assert "10,000 of 20,000 rows cannot be scored" in message
+    assert "1,000 of 2,000 rows cannot be scored" in message
     assert "in.csv:3:" in message
     assert "in.csv:7:" in message
 
@@ -254,7 +254,7 @@ def test_texts_are_those_that_polars_and_duckdb_read(rows: list[list[str]], data
         ours = texts_of(path)
         read = duckdb.read_csv(str(path), all_varchar=True, header=True, delimiter=",", quotechar='"')
         theirs = [tuple(cell or None for cell in row) for row in read.fetchall()]
-    polars = pl.read_csv(raw, infer_schema=False, missing_utf8_is_empty_string=True).rows()
+    polars = pl.read_csv(raw, infer_schema=False).rows()
 
     if [tuple(cell or None for cell in row) for row in polars] == theirs:
         assert ours == theirs
