@@ -20,7 +20,7 @@ from batchserve.events import Event
 from batchserve.rejects import Budget
 from workbench import doubler, run, save_model, spawn
 
-SMALL = {"partition_size": "40", "workers": 1}
+SMALL: dict[str, Any] = {"partition_size": "40", "workers": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,9 @@ def rows(*values: object, name: str = "in.csv") -> Path:
     return path
 
 
-def score(source: Path | str = "in.csv", output: str = "out.parquet", **options: Any) -> bs.Report:
+def score(
+    source: Path | str | list[str] = "in.csv", output: str = "out.parquet", **options: Any
+) -> bs.Report:
     """Score with the model that doubles."""
     return bs.score(source, output, **{"model": "double.onnx", **options})
 
@@ -459,8 +461,8 @@ def test_a_rejects_file_that_cannot_be_written_leaves_nothing(
     """When gathering fails in the middle, no half of a rejects file stays."""
 
     def broken(*_: object) -> Iterator[Any]:
+        yield from ()
         raise OSError(5, "Input/output error")
-        yield
 
     monkeypatch.setattr(ledger, "lines", broken)
     files = ledger.Files("id", (), "utf-8")

@@ -135,7 +135,7 @@ def test_an_unclosed_quote_is_a_reject(tmp_path: Path, capsys: pytest.CaptureFix
     done = refused(capsys, tmp_path, path)
 
     assert r"""rows.csv:5: '5.1,3.5,1.4,0.2,"open\n""" in done.err
-    assert "a quote opened in this record is never closed" in done.err
+    assert "a quote opened in this record is never closed: the 64 bytes" in done.err
 
 
 def test_bytes_that_are_not_utf8_are_a_reject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

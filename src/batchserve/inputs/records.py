@@ -16,7 +16,7 @@ from batchserve.rejects import RAW_BYTES
 from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
-MAX_RECORD_BYTES = 256 << 20
+MAX_RECORD_BYTES = 128 << 20
 """A record longer than this is taken for an unclosed quote."""
 
 
