@@ -19,7 +19,11 @@ from hypothesis.extra import numpy as hnp
 import batchserve as bs
 import models
 from batchserve import modelfile, report
+from batchserve.binding import Binding, Feed
+from batchserve.codec import array_of, encode
+from batchserve.console import summary_lines
 from batchserve.errors import ModelError, NotFoundError
+from batchserve.nulls import NullPolicy
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -544,9 +548,6 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 def test_integers_that_lose_digits_are_counted(dtype: str, values: Any) -> None:
     """The count is that of the integers whose float is another number; those that overflow are rejects."""
-    from batchserve.binding import Binding, Feed, NullPolicy
-    from batchserve.codec import array_of, encode
-
     feed = Feed(input="x", dtype=dtype, columns=("x",), nulls=(NullPolicy(),), rank=1)
     batch = pa.RecordBatch.from_arrays([array_of(values)], names=["x"])
 
@@ -571,8 +572,6 @@ def test_the_run_tells_how_many_integers_lost_digits(tmp_path: Path) -> None:
     assert done.receipt.rounded == {"X": 3}
     assert done.facts()["rounded"] == {"X": 3}
     assert "int64 past 16,777,216 loses digits" in report.plan_facts(planned)["in  X"]
-    from batchserve.console import summary_lines
-
     assert "  X: 3 integers rounded to the model's float" in summary_lines(done)
 
 

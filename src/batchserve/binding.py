@@ -2,28 +2,17 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import constants, lists
+from batchserve import constants, lists, nulls
 from batchserve.constants import Constant
 from batchserve.errors import BatchserveError, ModelError, did_you_mean, raise_all
 from batchserve.model import FEATURES_KEY, Port, Signature, Tensor, element, tensor_dtype
-
-NullRule = Literal["reject", "nan", "fill"]
-
-
-class NullPolicy(BaseModel, frozen=True):
-    """What a null in one model column becomes."""
-
-    rule: NullRule = "reject"
-    fill: str = ""
-
-    def __str__(self) -> str:
-        return f"fill={self.fill}" if self.rule == "fill" else self.rule
+from batchserve.nulls import NullPolicy
 
 
 class Feed(BaseModel, frozen=True):
@@ -98,7 +87,7 @@ def bind(signature: Signature, schema: pa.Schema, wish: Wish) -> Binding:
     problems: list[BatchserveError] = []
     asked = signature.naming({*wish.map, *wish.set})
     fed = asked.without(wish.set)
-    policies = _policies(wish.on_null, problems)
+    policies = nulls.policies(wish.on_null, problems)
     feeds = [_feed(port, fed, wish, schema, problems) for port in fed.inputs]
     fixed = _constants(asked, fed, wish, problems)
     problems += _batch_problems(fed)
@@ -357,24 +346,6 @@ def _type_problem(field: pa.Field, port: Port, dtype: np.dtype[Any]) -> ModelErr
     return ModelError(f"input {port.name}: wants {wants}, column {field.name} is {kind}", hint)
 
 
-def _policies(wishes: Sequence[str], problems: list[BatchserveError]) -> dict[str, NullPolicy]:
-    policies = {"": NullPolicy()}
-    for wish in wishes:
-        column, colon, rule = wish.rpartition(":") if "=" not in wish else _split_fill(wish)
-        name, _, fill = rule.partition("=")
-        if name not in {"reject", "nan", "fill"} or (name == "fill") != ("=" in rule):
-            hint = "say reject, nan or fill=VALUE, with COLUMN: before it for one column"
-            problems.append(ModelError(f"--on-null {wish}: not understood", hint))
-            continue
-        policies[column if colon else ""] = NullPolicy(rule=name, fill=fill)
-    return policies
-
-
-def _split_fill(wish: str) -> tuple[str, str, str]:
-    column, mark, value = wish.partition(":fill=")
-    return (column, ":", f"fill={value}") if mark else ("", "", wish)
-
-
 def _with_nulls(feed: Feed, policies: Mapping[str, NullPolicy]) -> Feed:
     default = policies[""]
     if feed.dtype == "object" and default.rule == "nan":
@@ -392,20 +363,6 @@ def _null_problems(
         yield ModelError(f"--on-null {column}:...: the model reads no column {column}", near)
     for feed in (_with_nulls(feed, policies) for feed in feeds):
         for name, policy in zip(feed.columns, feed.nulls, strict=True):
-            problem = _null_problem(np.dtype(feed.dtype), policy)
+            problem = nulls.problem(np.dtype(feed.dtype), policy)
             if problem and name in schema.names:
-                yield ModelError(f"column {name}: {problem}", _NULL_CHOICES)
-
-
-_NULL_CHOICES = "choose --on-null COLUMN:reject or COLUMN:fill=VALUE"
-
-
-def _null_problem(dtype: np.dtype[Any], policy: NullPolicy) -> str:
-    if policy.rule == "nan" and dtype.kind != "f":
-        return f"{'text' if dtype.kind == 'O' else dtype.name} has no NaN for a null"
-    if policy.rule == "fill" and dtype.kind != "O":
-        try:
-            dtype.type(policy.fill)
-        except (ValueError, OverflowError):
-            return f"{policy.fill!r} is no {dtype.name} to fill nulls with"
-    return ""
+                yield ModelError(f"column {name}: {problem}", nulls.CHOICES)

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchserve import lists
-from batchserve.binding import Binding, Feed, NullPolicy, is_text
+from batchserve.binding import Binding, Feed, is_text
 from batchserve.model import Tensor
+from batchserve.nulls import NullPolicy
 from batchserve.rejects import RejectClass
 
 # -- arrays without pandas ----------------------------------------------------------------------

@@ -26,11 +26,12 @@ from batchserve.errors import (
     raise_all,
 )
 from batchserve.inputs import Look, Partition, Reading, Source
-from batchserve.model import Runs, Signature, Tensor, runtime_version, session_for
+from batchserve.model import Signature, Tensor, runtime_version, session_for
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import PLAN_KEY, Amendment
 from batchserve.predictions import Prediction
 from batchserve.proof import prove, size_matters
+from batchserve.runs import Runs
 from batchserve.scoring import Recipe, padded
 from batchserve.storage import patiently
 

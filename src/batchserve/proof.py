@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from batchserve.errors import ModelError
-from batchserve.model import Runs, Session, Tensor
+from batchserve.model import Session, Tensor
 from batchserve.modelfile import ModelSpec, operators
 from batchserve.predictions import Prediction
+from batchserve.runs import Runs
 from batchserve.scoring import padded
 
 _MIXERS = {

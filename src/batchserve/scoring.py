@@ -19,11 +19,12 @@ from batchserve.binding import Binding
 from batchserve.codec import Encoded, Misfit
 from batchserve.errors import MemoryShortError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Extent, Partition, Reading, TypeMisfit
-from batchserve.model import Runs, Session, Tensor, session_for
+from batchserve.model import Session, Tensor, session_for
 from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Amendment, Facts, Receipt, Workspace
 from batchserve.predictions import Prediction
 from batchserve.rejects import Reject, Rejects
+from batchserve.runs import Runs
 from batchserve.storage import patiently
 
 
