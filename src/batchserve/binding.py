@@ -176,7 +176,8 @@ def _list_column(port: Port, signature: Signature, wish: Wish, schema: pa.Schema
 
 
 def _holds_lists(name: str, schema: pa.Schema) -> bool:
-    return name in schema.names and lists.is_list(schema.field(name).type)
+    kind = schema.field(name).type if name in schema.names else None
+    return kind is not None and (lists.is_list(kind) or pa.types.is_null(kind))
 
 
 def _packed(
@@ -185,6 +186,8 @@ def _packed(
     wanted: lists.Dims = tuple(_dim(dim) for dim in port.shape[1:])
     has = lists.dims_of(field.type)
     shape = lists.fitted(wanted, has) if has else None
+    if pa.types.is_null(field.type):
+        shape = wanted
     inner = pa.field(field.name, lists.element_of(field.type))
     if shape is None or _is_turned(field.type):
         row = ", ".join("any number" if dim is None else str(dim) for dim in wanted)
@@ -243,7 +246,7 @@ def _names_for(
     elif not names:
         numeric = [f.name for f in schema if _is_number(f.type)]
         hint = (
-            f"name them in order: --features {','.join(numeric[: _dim(width)])}; "
+            f"name them in order: --features {','.join(numeric[: _dim(width)]) or 'A,B'}; "
             f"or one column of lists: --map {port.name}=COLUMN"
         )
         problems.append(ModelError(f"input {port}: which columns fill it?", hint))
