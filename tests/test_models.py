@@ -417,6 +417,17 @@ def test_a_fixed_batch_is_filled_up(batch: int, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("width", "rows"), [(4, 1024), (20_000, 256), (1_000_000, 64)])
+def test_wide_rows_are_run_in_smaller_batches(width: int, rows: int, tmp_path: Path) -> None:
+    """Rows of a run are fewer where a row is large, whatever memory there is: at least 64."""
+    pq.write_table(lists([[1.0] * width]), tmp_path / "in.parquet")
+
+    planned = bs.plan(tmp_path / "in.parquet", model=models.echo(tmp_path, "float32", width)).plan
+
+    assert planned.recipe.batch_rows == rows
+    assert report.plan_facts(planned)["batch rows"] == f"{rows:,} in every run of the model"
+
+
 def test_inputs_of_two_batch_sizes_are_told(tmp_path: Path) -> None:
     """Two fixed sizes cannot both be the batch: the message names --set."""
     node = onnx.helper.make_node("Add", ["X", "Y"], ["Z"])

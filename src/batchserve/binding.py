@@ -1,6 +1,7 @@
 """Which columns fill which model input: decided once, before any work, all problems at once."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,12 @@ class Binding(BaseModel, frozen=True):
     def constant_tensors(self, rows: int) -> Mapping[str, Tensor]:
         """Return what the inputs get that no column fills, for a run of `rows` rows."""
         return constants.tensors(self.constants, rows)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one row has in all tensors; a text counts as its reference."""
+        sizes = [math.prod(dim or 1 for dim in feed.shape) * len(feed.columns) for feed in self.feeds]
+        return sum(n * np.dtype(f.dtype).itemsize for n, f in zip(sizes, self.feeds, strict=True))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from batchserve.codec import exact_integers, number_dtype
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
 from batchserve.inputs import Source
-from batchserve.planning import BATCH_ROWS, Plan
+from batchserve.planning import Plan, usual_rows
 from batchserve.rejects import Place, Reject, RejectGroup
 from batchserve.target import Target
 
@@ -178,8 +178,9 @@ def plan_facts(made: Plan) -> dict[str, str]:
 def _lowered(made: Plan) -> str:
     if made.recipe.binding.fixed_batch:
         return ", fixed in the model"
-    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < BATCH_ROWS
-    return f": {BATCH_ROWS:,} would not fit into memory" if lowered else ""
+    usual = usual_rows(made.recipe.binding)
+    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < usual
+    return f": {usual:,} would not fit into memory" if lowered else ""
 
 
 def target_facts(found: Target, made: Plan) -> dict[str, str]:

@@ -14,6 +14,8 @@ from batchserve.storage import transient_reading
 
 _LEAST_BATCH_ROWS = 16_384
 _SAMPLE_ROWS = 4096
+_BATCH_BYTES = 16 << 20
+"""Of what is read at once, in the encoding of the file."""
 _READ_BUFFER_BYTES = 1 << 20
 
 
@@ -81,9 +83,17 @@ def _differs(first: str, expected: pa.Schema, path: str, schema: pa.Schema) -> B
 
 def _head(path: str) -> Iterator[pa.RecordBatch]:
     with _opened(path) as file:
-        for batch in file.iter_batches(_SAMPLE_ROWS, use_threads=False):
+        for batch in file.iter_batches(_few_rows(file, _SAMPLE_ROWS, 1), use_threads=False):
             yield _plain(batch)
             return
+
+
+def _few_rows(file: pq.ParquetFile, rows: int, unit: int) -> int:
+    """Return `rows`, or as many units of rows as are read at once: images take more than numbers."""
+    metadata = file.metadata
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    row_bytes: int = max(1, size // max(1, metadata.num_rows))
+    return min(rows, max(1, _BATCH_BYTES // row_bytes // unit) * unit)
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -120,10 +130,10 @@ def _range(source: Source, start: int, stop: int, record: int, size: int) -> Sli
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
     """Read a range of row groups as record batches, then give its extent in row groups."""
     base = part.first_record
-    runs = max(1, _LEAST_BATCH_ROWS // reading.batch_rows)
+    unit = reading.batch_rows
     with _opened(part.path) as file:
         batches = file.iter_batches(
-            runs * reading.batch_rows,
+            _few_rows(file, max(1, _LEAST_BATCH_ROWS // unit) * unit, unit),
             row_groups=list(range(part.start, part.stop)),
             columns=list(reading.columns),
             use_threads=False,
