@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from batchserve.binding import Binding, Feed, NullPolicy, Wish, bind, stored_features, wanted_columns
+from batchserve.binding import Binding, Feed, Wish, bind, stored_features, wanted_columns
 from batchserve.codec import (
     NULL_TEXTS,
     Encoded,
@@ -23,6 +23,7 @@ from batchserve.codec import (
 )
 from batchserve.errors import ModelError
 from batchserve.model import FEATURES_KEY, Port, Signature, Tensor
+from batchserve.nulls import NullPolicy
 from batchserve.predictions import Prediction, check_rows, decode, joined, observe
 
 SIGNED = ("int8", "int16", "int32", "int64")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import batchserve as bs
 from batchserve import inputs
 from batchserve.errors import BatchserveError
-from batchserve.inputs import BadRecord, Block, Reading, files, records
+from batchserve.inputs import BadRecord, Block, Reading, Wish, files, records
 from batchserve.inputs.dialect import Asked
 from workbench import doubler, echo, run
 
@@ -265,7 +265,7 @@ def texts_of(path: Path) -> list[tuple[str | None, ...]]:
     """Read a CSV as texts, as a job does; records that are none would be noticed."""
     sources = files.resolve([str(path)])
     asked = Asked(delimiter=",", quote='"', escape="none", header=True, skip_lines=0)
-    look = inputs.look(sources, infer="full", types=dict.fromkeys(["c0", "c1", "c2"], "text"), asked=asked)
+    look = inputs.look(sources, Wish("full", dict.fromkeys(["c0", "c1", "c2"], "text"), asked=asked))
     names = tuple(look.schema.names)
     reading = Reading(schema_=look.schema, columns=names, batch_rows=64, dialect=look.found.dialect)
     parts = [part for each in inputs.whole(sources, look.found.dialect) for part in each.slices]

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.dataframe as dd
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +22,12 @@ from hypothesis.extra import numpy as hnp
 
 import batchserve as bs
 import models
-from batchserve import modelfile, report
+from batchserve import frames, modelfile, report, verify
+from batchserve.binding import Binding, Feed
+from batchserve.codec import array_of, encode
+from batchserve.console import summary_lines
 from batchserve.errors import ModelError, NotFoundError
+from batchserve.nulls import NullPolicy
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -244,6 +252,52 @@ def test_every_type_goes_in_and_out_unchanged(dtype: str, data: st.DataObject, t
         assert plain.to_numpy().tobytes() == values.tobytes()
 
 
+def test_a_column_of_nulls_alone_is_one_of_lists(tmp_path: Path) -> None:
+    """Rows that are all null have no type: each is what --on-null says, in the size of the model."""
+    model = models.echo(tmp_path, "int32", 2)
+    table = pa.table({"X": pa.nulls(2)})
+
+    assert score(tmp_path, table, model=model, on_null="fill=3")["same"].to_pylist() == [[3, 3], [3, 3]]
+    assert "MISSING X: 2 rows" in refused(tmp_path, table, model=model).message
+
+
+def test_frames_of_lists_are_scored(tmp_path: Path) -> None:
+    """pandas, Polars and Dask frames with lists or arrays in their cells give one list per row."""
+    model = bs.Model(models.echo(tmp_path, "float32", 2))
+    frame = pd.DataFrame({"X": [[1.0, 2.0], [3.0, 4.0]], "unread": [object(), None]})
+
+    expected = [[1.0, 2.0], [3.0, 4.0]]
+    assert [list(row) for row in model.predict(frame)["same"]] == expected
+    arrays = pd.DataFrame({"X": [np.array(row) for row in expected]})
+    assert [list(row) for row in model.predict(arrays)["same"]] == expected
+    assert model.predict(pl.DataFrame({"X": expected}))["same"].to_list() == expected
+    with dask.config.set({"dataframe.convert-string": False}):  # or Dask would make texts of the lists
+        lazy = model.predict(dd.from_pandas(frame[["X"]], npartitions=2))
+    assert [list(row) for row in lazy.compute(scheduler="threads")["same"]] == expected
+    with pytest.raises(bs.BatchserveError, match="1 of 2 rows cannot be scored: row 1 X: '' has 1 value"):
+        model.predict(pa.table({"X": [[1.0, 2.0], [3.0]]}))
+
+
+def test_an_output_with_constants_and_lists_is_verified(tmp_path: Path) -> None:
+    """`verify` scores rows again with the values that the plan holds, also with the model elsewhere."""
+    table = pa.table({"x": [[float(i), 2.0, 3.0] for i in range(300)]})
+    model = models.scaled(tmp_path)
+    score(tmp_path, table, model=model, set={"by": 10, "plus": [1, 2, 3]})
+    moved = shutil.move(model, tmp_path / "moved.onnx")
+
+    checked = verify.verify(str(tmp_path / "out.parquet"), model=str(moved))
+
+    assert (checked.differences, checked.skipped, checked.rows_scored) == ([], [], 300)
+
+
+def test_inspect_shows_inputs_that_have_a_value(tmp_path: Path) -> None:
+    """What a model takes is shown with what it may be left without."""
+    facts = frames.described(str(models.scaled(tmp_path)))
+
+    assert facts["in  by"] == "tensor(float) []"
+    assert facts["opt less"] == "tensor(float) [3]"
+
+
 def test_json_lines_have_lists_too(tmp_path: Path) -> None:
     """A list in a JSON line fills a wide input; one of another size is a reject with its line."""
     lines = tmp_path / "in.jsonl"
@@ -361,6 +415,17 @@ def test_a_fixed_batch_is_filled_up(batch: int, tmp_path: Path) -> None:
     assert (
         report.plan_facts(planned)["batch rows"] == f"{batch} in every run of the model, fixed in the model"
     )
+
+
+@pytest.mark.parametrize(("width", "rows"), [(4, 1024), (20_000, 256), (1_000_000, 64)])
+def test_wide_rows_are_run_in_smaller_batches(width: int, rows: int, tmp_path: Path) -> None:
+    """Rows of a run are fewer where a row is large, whatever memory there is: at least 64."""
+    pq.write_table(lists([[1.0] * width]), tmp_path / "in.parquet")
+
+    planned = bs.plan(tmp_path / "in.parquet", model=models.echo(tmp_path, "float32", width)).plan
+
+    assert planned.recipe.batch_rows == rows
+    assert report.plan_facts(planned)["batch rows"] == f"{rows:,} in every run of the model"
 
 
 def test_inputs_of_two_batch_sizes_are_told(tmp_path: Path) -> None:
@@ -544,9 +609,6 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 def test_integers_that_lose_digits_are_counted(dtype: str, values: Any) -> None:
     """The count is that of the integers whose float is another number; those that overflow are rejects."""
-    from batchserve.binding import Binding, Feed, NullPolicy
-    from batchserve.codec import array_of, encode
-
     feed = Feed(input="x", dtype=dtype, columns=("x",), nulls=(NullPolicy(),), rank=1)
     batch = pa.RecordBatch.from_arrays([array_of(values)], names=["x"])
 
@@ -571,8 +633,6 @@ def test_the_run_tells_how_many_integers_lost_digits(tmp_path: Path) -> None:
     assert done.receipt.rounded == {"X": 3}
     assert done.facts()["rounded"] == {"X": 3}
     assert "int64 past 16,777,216 loses digits" in report.plan_facts(planned)["in  X"]
-    from batchserve.console import summary_lines
-
     assert "  X: 3 integers rounded to the model's float" in summary_lines(done)
 
 

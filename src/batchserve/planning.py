@@ -27,16 +27,20 @@ from batchserve.errors import (
 )
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
-from batchserve.model import Runs, Signature, Tensor, runtime_version, session_for
+from batchserve.model import Signature, Tensor, runtime_version, session_for
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import PLAN_KEY, Amendment
 from batchserve.predictions import Prediction
+from batchserve.runs import Runs
 from batchserve.scoring import Recipe, padded
 from batchserve.storage import patiently
 
 BATCH_ROWS = 1024
 """Rows per run of the model. Tree and one-hot models ran twice as fast at 1,024 to 4,096 as at
 16,384 and more, where tensors leave the cache."""
+_LEAST_BATCH_ROWS = 64
+_MOST_BATCH_BYTES = 32 << 20
+"""Of the inputs of one run, unless that would be less than 64 rows."""
 _MIN_PARTITION_BYTES = 8 << 20
 _MAX_PARTITION_BYTES = 32 << 20
 _PARTITIONS_AIM = 32
@@ -204,7 +208,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     binding = codec.settled(bound, look.sample)
     whole = binding.fixed_batch is not None
     session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
-    batch_rows = _batch_rows(job, binding.fixed_batch)
+    batch_rows = _batch_rows(job, binding)
     tensors = _first_rows(look, binding, batch_rows)
     if not (job.batch_rows or whole):
         untimed = Runs(session_for(spec), constants=binding.constant_tensors)
@@ -260,9 +264,18 @@ def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in {*job.keep, *source})
 
 
-def _batch_rows(job: Job, fixed: int | None) -> int:
+def usual_rows(binding: Binding) -> int:
+    """Return the rows per run of a model, if nobody asks for others and memory is enough."""
+    rows = BATCH_ROWS
+    while rows > _LEAST_BATCH_ROWS and rows * binding.row_bytes > _MOST_BATCH_BYTES:
+        rows //= 2
+    return rows
+
+
+def _batch_rows(job: Job, binding: Binding) -> int:
+    fixed = binding.fixed_batch
     if fixed is None:
-        return job.batch_rows or BATCH_ROWS
+        return job.batch_rows or usual_rows(binding)
     if job.batch_rows not in {None, fixed}:
         message = f"--batch-rows {job.batch_rows}: the model takes exactly {fixed} rows"
         raise UsageError(message, "leave it out")

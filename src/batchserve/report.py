@@ -17,7 +17,7 @@ from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
-from batchserve.planning import BATCH_ROWS, Plan
+from batchserve.planning import Plan, usual_rows
 from batchserve.rejects import Line, Place, RejectGroup
 from batchserve.target import Target
 
@@ -250,8 +250,9 @@ def _added(made: Plan) -> dict[str, str]:
 def _lowered(made: Plan) -> str:
     if made.recipe.binding.fixed_batch:
         return ", fixed in the model"
-    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < BATCH_ROWS
-    return f": {BATCH_ROWS:,} would not fit into memory" if lowered else ""
+    usual = usual_rows(made.recipe.binding)
+    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < usual
+    return f": {usual:,} would not fit into memory" if lowered else ""
 
 
 def target_facts(found: Target, made: Plan) -> dict[str, str]:

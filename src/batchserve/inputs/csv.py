@@ -344,7 +344,8 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
             yield from _altered(block, reading)
             yield block
         elif piece.reason:
-            yield _bad("PARSE", "", Place(path=path, byte_offset=base), _shown(raw), piece.reason)
+            place = Place(path=path, byte_offset=base)
+            yield bad_record(Fault("PARSE", "", "", piece.reason), place, raw, reading.dialect)
         else:
             place = Place(path=path, byte_offset=base)
             found = _explained(raw, place, reading)
