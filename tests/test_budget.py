@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import batchserve as bs
 import models
-from batchserve import events, ledger, rejects, retry, target, verify
+from batchserve import correction, events, ledger, rejects, target, verify
 from batchserve.errors import CrashError, DataError, ModelError, OutputError, UsageError
 from batchserve.events import Event
 from batchserve.rejects import Budget
@@ -503,7 +503,7 @@ def test_corrected_rejects_are_scored_as_the_others_were(name: str) -> None:
     score(name, model="named.onnx", max_errors=1, keep=("b", "kind"))
     corrected("out.rejects.jsonl", **{old: new})
 
-    report = retry.retry("out.rejects.jsonl", "fixed.parquet", {}, events.Silent())
+    report = correction.retry("out.rejects.jsonl", "fixed.parquet", {}, events.Silent())
 
     assert report.rows == 1
     fixed, others = pq.read_table("fixed.parquet"), pq.read_table("out.parquet")
@@ -532,7 +532,7 @@ def test_rejects_of_a_refused_run_can_be_retried() -> None:
         score()
     corrected("out.rejects.jsonl", bad="7")
 
-    assert retry.retry("out.rejects.jsonl", "fixed.parquet", {}, events.Silent()).rows == 1
+    assert correction.retry("out.rejects.jsonl", "fixed.parquet", {}, events.Silent()).rows == 1
     with pytest.raises(DataError):
         score(overwrite=True)
 
@@ -565,16 +565,16 @@ def test_what_cannot_be_retried_is_told(text: str | None, error: type[Exception]
         path.write_text("".join(json.dumps(each) + "\n" for each in texts[text]) if text in texts else text)
 
     with pytest.raises(error, match=message):
-        retry.retry("out.rejects.jsonl", "fixed.parquet", {}, events.Silent())
+        correction.retry("out.rejects.jsonl", "fixed.parquet", {}, events.Silent())
 
     assert not Path("fixed.parquet").exists()
 
 
 def test_the_targets_of_a_rejects_file_are_guessed_from_its_name() -> None:
     """A file in a workspace or a dataset says whose it is by where it lies."""
-    inside = retry._targets_near(Path("/d/.out.parquet.batchserve/rejects.jsonl"))
-    dataset = retry._targets_near(Path("/d/out/_batchserve/rejects.jsonl"))
-    beside = retry._targets_near(Path("/d/out.rejects.jsonl"))
+    inside = correction._targets_near(Path("/d/.out.parquet.batchserve/rejects.jsonl"))
+    dataset = correction._targets_near(Path("/d/out/_batchserve/rejects.jsonl"))
+    beside = correction._targets_near(Path("/d/out.rejects.jsonl"))
 
     assert inside == [target.Target(Path("/d/out.parquet"), dataset=False)]
     assert dataset == [target.Target(Path("/d/out"), dataset=True)]

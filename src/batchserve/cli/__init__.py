@@ -205,8 +205,7 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
 
     Example: batchserve retry flights.rejects.jsonl corrected.parquet
     """
-    from batchserve import console, log
-    from batchserve import retry as retrying
+    from batchserve import console, correction, log
 
     wishes = {
         "model": model, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
@@ -216,7 +215,7 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
     try:
         with Stop(screen) as stop:
             said = {name: value for name, value in wishes.items() if value is not None}
-            report = retrying.retry(rejects, output, said, stop)
+            report = correction.retry(rejects, output, said, stop)
     finally:
         screen.close()
     screen.summary(report)
