@@ -18,7 +18,7 @@ from batchserve import correction, events, ledger, rejects, target, verify
 from batchserve.errors import CrashError, DataError, ModelError, OutputError, UsageError
 from batchserve.events import Event
 from batchserve.rejects import Budget
-from workbench import doubler, run, save_model, spawn
+from workbench import divider, doubler, run, save_model, spawn
 
 SMALL: dict[str, Any] = {"partition_size": "40", "workers": 1}
 
@@ -401,14 +401,6 @@ def test_scores_that_are_no_finite_numbers_can_be_rejected() -> None:
     ]
 
 
-def divider() -> str:
-    """Write a model that divides integers: the least by -1 kills the process (SIGFPE)."""
-    port = (TensorProto.INT64, [None, 1])
-    node = helper.make_node("Div", ["a", "b"], ["y"])
-    save_model(Path("divide.onnx"), [node], {"a": port, "b": port}, {"y": port})
-    return "divide.onnx"
-
-
 LEAST = -(2**63)
 
 
@@ -419,7 +411,16 @@ def test_a_row_that_kills_the_process_is_found(at: list[int], size: str) -> None
     for i in at:
         pairs[i] = (LEAST, -1)
     Path("in.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in pairs))
-    arguments = ["in.csv", "out.parquet", "-m", divider(), "--max-errors", "5", "--partition-size", size]
+    arguments = [
+        "in.csv",
+        "out.parquet",
+        "-m",
+        divider(Path("divide.onnx")),
+        "--max-errors",
+        "5",
+        "--partition-size",
+        size,
+    ]
 
     done = spawn("score", *arguments, before="from batchserve.cli import run; import sys; run()")
 
@@ -436,7 +437,7 @@ def test_a_model_that_dies_of_every_first_row_is_told() -> None:
     Path("in.csv").write_text("a,b\n" + f"{LEAST},-1\n" * 20)
 
     with pytest.raises(CrashError, match=r"kills its process \(SIGFPE\) on each of the first rows"):
-        bs.plan("in.csv", model=divider())
+        bs.plan("in.csv", model=divider(Path("divide.onnx")))
 
 
 # -- the ledger -------------------------------------------------------------------------------

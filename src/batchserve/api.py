@@ -84,12 +84,12 @@ def plan(
 
 
 def retry(
-    rejects: Path, output: Path, *, listener: Listener | None = None, **options: Unpack[Options]
+    path: Path, output: Path, *, listener: Listener | None = None, **options: Unpack[Options]
 ) -> Report:
     """Score the corrected records of a rejects file as their job scored the others.
 
     Args:
-        rejects: A rejects file; the text `raw` of its lines may have been corrected.
+        path: A rejects file; the text `raw` of its lines may have been corrected.
         output: Where the rows go: a file, or a dataset to append to.
         listener: Told what happens.
         **options: What is to be other than in that job.
@@ -110,7 +110,7 @@ def retry(
     """
     from batchserve import correction
 
-    return correction.retry(fspath(rejects), fspath(output), _flags(options), listener or Silent())
+    return correction.retry(fspath(path), fspath(output), _flags(options), listener or Silent())
 
 
 def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Options]) -> "dd.DataFrame":
