@@ -411,18 +411,17 @@ def test_a_row_that_kills_the_process_is_found(at: list[int], size: str) -> None
     for i in at:
         pairs[i] = (LEAST, -1)
     Path("in.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in pairs))
-    arguments = [
+    options = ["--max-errors", "5", "--partition-size", size]
+
+    done = spawn(
+        "score",
         "in.csv",
         "out.parquet",
         "-m",
         divider(Path("divide.onnx")),
-        "--max-errors",
-        "5",
-        "--partition-size",
-        size,
-    ]
-
-    done = spawn("score", *arguments, before="from batchserve.cli import run; import sys; run()")
+        *options,
+        before="from batchserve.cli import run; import sys; run()",
+    )
 
     assert done.code == 0, done.err
     assert [(line["record"], line["class"]) for line in lines()] == [(i + 1, "CRASH") for i in at]

@@ -1,7 +1,6 @@
 """What a data file holds, in words: its format, rows, columns, and how it is stored."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.files import Given
 from batchserve.inputs.parquet import opened
 from batchserve.report import human_bytes
-from batchserve.storage import translated
+from batchserve.storage import transient_reading, translated
 
 _COUNTED_BYTES = 16 << 20
 """Text up to this size is read whole to count its records; of more, the first of it is."""
@@ -119,13 +118,16 @@ def _arrow(source: Source) -> tuple[dict[str, str], str]:
 def _text_rows(source: Source, dialect: Dialect) -> str:
     module: Any = inputs.module(source.format)
     part: Slice = module.split(source, OPEN_END, dialect)[0]
-    if source.size_bytes <= _COUNTED_BYTES:
-        return f"{inputs.patient(source.path, partial(module.count, part, dialect))[1]:,}"
-    if source.codec:
+    if source.codec and source.size_bytes > _COUNTED_BYTES:
         return "not known without unpacking it"
-    head = part.model_copy(update={"stop": part.start + _SAMPLE_BYTES})
-    stop, count = inputs.patient(source.path, partial(module.count, head, dialect))
-    return f"about {(source.size_bytes - part.start) * count // max(1, stop - part.start):,}"
+    whole = source.size_bytes <= _COUNTED_BYTES
+    head = part if whole else part.model_copy(update={"stop": part.start + _SAMPLE_BYTES})
+    with inputs.scan(head, dialect) as scan, transient_reading(source.path):
+        count = inputs.count(scan, head, dialect)
+        read_bytes = max(1, scan.at - part.start)
+    if whole:
+        return f"{count:,}"
+    return f"about {(source.size_bytes - part.start) * count // read_bytes:,}"
 
 
 def _columns(look: Look) -> dict[str, str]:

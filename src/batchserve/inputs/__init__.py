@@ -6,7 +6,7 @@ One module per format, each with the same three functions:
 
     look(sources, sampled, wish) -> Look          the columns, from headers and samples
     split(source, target_bytes, dialect)          ranges that can be read apart, as slices
-    count(part, dialect)                          where a slice stops, and how many records it has
+    boundaries(dialect), counter(dialect)         of a text: where its records end, how many there are
     read(part, reading) -> blocks, bad records    the rows of one range
 
 A format knows a file's own columns alone. What a file lacks, or has by its folders, its name
@@ -19,7 +19,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -456,23 +456,39 @@ def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[
     For rows that say which record they are, and for a lazy frame, whose partitions nobody
     compares afterwards. A file of one slice is not read.
     """
+    return patiently(lambda _: _settled(partitions, dialect))
+
+
+def _settled(partitions: Sequence[Partition], dialect: Dialect) -> list[Partition]:
     guessed = {part.path for each in partitions for part in each.slices if not part.exact}
     several = counted(partitions) & guessed
-    known: dict[str, tuple[int, int]] = {}
-    settled: list[Partition] = []
-    for partition in partitions:
-        slices = []
-        for part in partition.slices:
-            found = part
-            if part.path in several:
-                start, records = known.get(part.path, (part.start, 0))
-                update = {"start": start, "exact": True, "first_record": records}
-                found = part.model_copy(update=update)
-                stop, count = patient(part.path, partial(module(part.format).count, found, dialect))
-                known[part.path] = (stop, records + count)
-            slices.append(found)
-        settled.append(partition.model_copy(update={"slices": tuple(slices)}))
-    return settled
+    scans: dict[str, records.Scan] = {}
+    totals: Counter[str] = Counter()
+
+    def found(part: Slice) -> Slice:
+        if part.path not in several:
+            return part
+        if part.path not in scans:
+            scans[part.path] = stack.enter_context(scan(part, dialect))
+        update = {"start": scans[part.path].at, "exact": True, "first_record": totals[part.path]}
+        with transient_reading(part.path):
+            totals[part.path] += count(scans[part.path], part, dialect)
+        return part.model_copy(update=update)
+
+    with ExitStack() as stack:
+        return [
+            each.model_copy(update={"slices": tuple(found(part) for part in each.slices)})
+            for each in partitions
+        ]
+
+
+def count(scanned: "records.Scan", part: Slice, dialect: Dialect) -> int:
+    """Count the records that start before the stop of a slice, as the reader does, and read past them."""
+    from batchserve.inputs import records
+
+    counter = module(part.format).counter(dialect)
+    pieces = scanned.until(part.stop)
+    return sum(counter(each.raw) if isinstance(each, records.Chunk) else 1 for each in pieces)
 
 
 def scan(part: Slice, dialect: Dialect) -> AbstractContextManager["records.Scan"]:

@@ -6,7 +6,7 @@ A quote opens a quoted text only at the start of a field; two quotes inside one 
 import bisect
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -324,10 +324,9 @@ def boundaries(dialect: Dialect) -> records.Boundaries:
     return quotes.of(dialect).boundaries
 
 
-def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
-    """Return where a slice whose start is exact stops, and how many records it has."""
-    found = quotes.of(dialect)
-    return records.count(part, found.boundaries, found.count, dialect.encoding)
+def counter(dialect: Dialect) -> Callable[[bytes], int]:
+    """Return what counts the records of a text of whole records."""
+    return quotes.of(dialect).count
 
 
 def record_starts(raw: bytes, dialect: Dialect) -> list[int]:

@@ -1,9 +1,8 @@
 """JSON lines: one object per line; a line end is always a record's end."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -168,10 +167,9 @@ def boundaries(dialect: Dialect) -> records.Boundaries:
     return records.LINES
 
 
-def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
-    """Return where a slice whose start is exact stops, and how many records it has."""
-    starts = partial(record_starts, dialect=dialect)
-    return records.count(part, records.LINES, lambda raw: len(starts(raw)), dialect.encoding)
+def counter(dialect: Dialect) -> Callable[[bytes], int]:
+    """Return what counts the lines of a text of whole lines, but for blank ones."""
+    return lambda raw: len(record_starts(raw, dialect))
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:

@@ -160,26 +160,6 @@ def _closing(scan: Scan, file: Any) -> Iterator[Scan]:
         yield scan
 
 
-def count(
-    part: Slice, boundaries: Boundaries, records: Callable[[bytes], int], encoding: str = UTF_8
-) -> tuple[int, int]:
-    """Return where a slice stops and how many records it has, without reading its rows.
-
-    Args:
-        part: The slice; its start is exact.
-        boundaries: How the format's records are told apart.
-        records: Counts those of a text of whole records, as the reader does.
-        encoding: Of the file.
-    """
-    total, stop = 0, part.start
-    for item in chunks(part, boundaries, encoding):
-        if isinstance(item, Extent):
-            stop = item.stop
-        else:
-            total += records(item.raw) if isinstance(item, Chunk) else 1
-    return stop, total
-
-
 _MORE, _DONE, _ENDLESS = "more", "done", "endless"
 
 
