@@ -198,14 +198,14 @@ def plan_facts(made: Plan) -> dict[str, str]:
     """Return what a plan will do, as words for people."""
     recipe, binding = made.recipe, made.recipe.binding
     size = sum(source.size_bytes for source in made.sources)
-    facts = {
-        "inputs": f"{len(made.sources):,} file{'s' * (len(made.sources) != 1)}, {human_bytes(size)}",
+    facts = {"inputs": f"{len(made.sources):,} file{'s' * (len(made.sources) != 1)}, {human_bytes(size)}"}
+    facts |= _written(made)
+    facts |= {
         "model": f"{shortest(recipe.model.path)} (sha256 {recipe.model.sha256[:12]})",
         "partitions": f"{len(made.partitions):,} of about "
         f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
         "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
     }
-    facts |= _written(made)
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
     facts |= {f"in  {each.input}": f"{each}, in every run" for each in binding.constants}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"

@@ -6,6 +6,7 @@ A quote opens a quoted text only at the start of a field; two quotes inside one 
 import bisect
 import codecs
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -145,7 +146,7 @@ def _names(line: bytes, path: str, dialect: Dialect) -> list[str]:
         raise DataError(f"{path}: its header cannot be read ({error})", f"is it {dialect}?") from error
     if not dialect.header:
         return [f"column_{i + 1}" for i in range(len(names))]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         hint = "rename one, or say --header no if it is a row"
         raise DataError(f"{path}: column {', '.join(twice)} is there twice", hint)
