@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import models
 from batchserve import commit, events, glue, job, outputs, runner, storage, target
+from batchserve.commit import OutputReceipt
 from batchserve.config import Job
 from batchserve.errors import OutputError, StorageError
-from batchserve.inputs import Partition, Source, files
+from batchserve.inputs import Partition, Slice, Source, files
 from batchserve.outputs import Facts, PartWriter, Receipt, RowGroup, Workspace
 from batchserve.planning import Plan
+from batchserve.rejects import Place, Reject
 from batchserve.target import META_DIR, Target
 from simdisk import LOSSES, ROOT, SimDisk
 
@@ -33,9 +35,13 @@ PARTS = 3
 _RECEIPT = re.compile(r"p\d{6}\.json")
 _PART = re.compile(r"(p\d{6})\.\w+\.parquet")
 _FACTS: dict[str, Any] = {
-    "rows_in": 1, "rows_rejected": 0, "bytes_in": 1, "extents": (), "nulls": {}, "rejects": (),
-    "amendments": (), "seconds": {},
+    "rows_in": 1, "rows_rejected": 0, "bytes_in": 1, "extents": (), "records": (1,), "refused": (),
+    "rejected_by": {}, "nulls": {}, "rounded": {}, "nonfinite": {}, "amendments": (), "seconds": {},
 }  # fmt: skip
+_REJECTING = 1
+"""The partition that has a row which cannot be scored."""
+_SLICE = Slice(path="/in.csv", format="parquet", start=0, stop=1, exact=True, size_bytes=1)
+_REJECT = Reject(kind="PARSE", column="", place=Place(path="/in.csv"), value="", reason="told")
 
 
 def planned(folder: Path) -> Plan:
@@ -47,12 +53,12 @@ def planned(folder: Path) -> Plan:
     models.named(folder)
     (folder / "in.csv").write_text("a,b,kind\n1,2,red\n")
     made, _ = job.plan(Job(model=str(folder / "named.onnx")), [str(folder / "in.csv")])
-    partitions = tuple(Partition.model_construct(index=i, slices=()) for i in range(PARTS))
+    partitions = tuple(Partition.model_construct(index=i, slices=(_SLICE,)) for i in range(PARTS))
     return deepcopy(made).model_copy(update={"partitions": partitions, "sources": (_source("in"),)})
 
 
 def _source(name: str) -> Source:
-    return Source(path=f"/{name}.csv", format="csv", gzip=False, size_bytes=1, mtime_ns=1)
+    return Source(path=f"/{name}.csv", format="csv", size_bytes=1, mtime_ns=1)
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,12 @@ class Scenario:
     @property
     def job(self) -> Job:
         """The user's wishes."""
-        return Job.model_validate({"if_exists": self.over or "error"})
+        return Job.model_validate({"if_exists": self.over or "error", "max_errors": "1"})
 
     @cached_property
     def earlier(self) -> "Scenario":
         """The job that wrote the output that is there."""
-        other = self.plan.model_copy(update={"rows_depend": True, "sources": (_source("old"),)})
+        other = self.plan.model_copy(update={"types": {"a": "text"}, "sources": (_source("old"),)})
         return Scenario(other, self.dataset)
 
     @cached_property
@@ -91,7 +97,7 @@ class Scenario:
 
 
 def _part(plan: Plan, index: int) -> bytes:
-    return f"<part {index}{' of another' if plan.rows_depend else ''}>".encode()
+    return f"<part {index}{' of another' if plan.types else ''}>".encode()
 
 
 def scenarios(plan: Plan) -> list[Scenario]:
@@ -120,11 +126,12 @@ class Scorer:
 
     def _score(self, partition: Partition) -> Receipt:
         writers = [self._written(partition) for _ in range(1 + self._run.scenario.twice)]
-        facts = Facts(**_FACTS)
+        rejected = int(partition.index == _REJECTING)
+        facts = Facts(**_FACTS | {"rows_in": 1 + rejected, "rows_rejected": rejected})
         receipts = [writer.commit(partition.index, facts) for writer in reversed(writers)]
         for writer in writers if self.commits_early else ():
             writer._sink.sync()
-        for name in (f"{partition.name}.json", receipts[0].part):
+        for name in (f"{partition.name}.json", *(name for name, _, _ in receipts[0].files)):
             if not self._run.disk.survives(self._space.file(name)):
                 self._run.wrong.add("a part that was told to be done does not survive a power loss")
         return receipts[-1]
@@ -134,6 +141,10 @@ class Scorer:
         attempt = f"{partition.name}.{uuid.uuid4().hex[:12]}.parquet"
         writer._workspace, writer._name = self._space, partition.name
         writer._sink = storage.Sink(self._space.file(attempt))
+        writer._rejects, writer._rejected = None, 0
+        if partition.index == _REJECTING:
+            writer.reject(0, _REJECT)
+            cast("storage.Sink", writer._rejects).sync()
         data = _part(self._run.scenario.plan, partition.index)
         writer._sink.write(data)
         writer._row_groups = [RowGroup(rows=1, size_bytes=len(data), sha256=_digest(data))]
@@ -375,32 +386,44 @@ class Explorer:
             wrong.add("the output is not that of a calm run")
         if disk.is_dir(scenario.found.workspace):
             wrong.add("the workspace is still there")
-        left = set(disk.names(ROOT)) - {scenario.found.path.name, scenario.found.receipt.name, META_DIR}
+        found = scenario.found
+        left = set(disk.names(ROOT)) - {found.path.name, found.receipt.name, found.rejects.name, META_DIR}
         if left - {scenario.found.workspace.name}:
             wrong.add(f"left over: {left}")
         for loss in range(3):
             lost = disk.after_power_loss(loss)
-            if shown(lost, scenario.found) != scenario.wanted or _receipt(lost, scenario) is None:
+            receipt = _receipt(lost, scenario)
+            if shown(lost, found) != scenario.wanted or receipt is None or not _rejects(lost, found, receipt):
                 wrong.add("exit 0, but a power loss undoes the publish")
         return wrong
 
 
-def _receipt(disk: SimDisk, scenario: Scenario) -> object:
+def _rejects(disk: SimDisk, found: Target, receipt: OutputReceipt) -> bool:
+    """Whether the rejects are there that the receipt tells of."""
+    kept = receipt.rejects
+    there = disk.size_bytes(found.rejects) is not None
+    return kept is not None and there and disk.sha256(found.rejects) == kept.sha256
+
+
+def _receipt(disk: SimDisk, scenario: Scenario) -> OutputReceipt | None:
     with Run(disk, scenario)._in_place():
         return commit.receipt_of(scenario.found)
 
 
 def _counted(disk: SimDisk, scenario: Scenario) -> set[int]:
-    """Return the partitions whose receipt and part are whole."""
+    """Return the partitions whose receipt, part and rejects are whole."""
     found = scenario.found
     return {
         receipt.partition
         for name in _receipts(disk, found)
         if (receipt := _whole(disk.read(found.workspace / name)))
-        and disk.size_bytes(found.workspace / receipt.part) is not None
-        and disk.sha256(found.workspace / receipt.part) == receipt.sha256
+        and all(_is_whole(disk, found.workspace / name, sha256) for name, _, sha256 in receipt.files)
         and receipt.plan_id == scenario.plan.plan_id
     }
+
+
+def _is_whole(disk: SimDisk, path: Path, sha256: str) -> bool:
+    return disk.size_bytes(path) is not None and disk.sha256(path) == sha256
 
 
 def _whole(data: bytes) -> Receipt | None:

@@ -80,7 +80,10 @@ def _texts(home: Path) -> None:
     (home / "empty.csv").write_bytes(b"")
     (home / "blank.csv").write_bytes(b"\n\r\n\n")
     (home / "empty.jsonl").write_bytes(b"")
-    (home / "utf16.csv").write_bytes(text.encode("utf-16"))
+    (home / "utf16.csv").write_bytes(text.encode("utf-16-le"))
+    (home / "rows.csv").write_bytes(f"{IRIS_HEADER},ü\n".encode() + "1,2,3,4,ü\n".encode("latin-1") * 9)
+    (home / "returns.csv").write_bytes(text.replace("\n", "\r").encode())
+    (home / "a.jsonl").write_text('{"sepal_length": 1}\n')
     (home / "latin.csv").write_bytes("größe,b\n1,2\n".encode("latin-1"))
     (home / "twice.csv").write_text("a,b,a\n1,2,3\n")
     (home / "drifted.csv").write_text(f"{IRIS_HEADER},kind\n1,2,3,4,setosa\n")
@@ -174,13 +177,27 @@ CASES = (
     Bad("folder-empty", f"notes {O} {M}", 66, ("notes: no input file", ".csv")),
     Bad("input-unreadable", f"unreadable.csv {O} {M}", 74, ("unreadable.csv", "hint:")),
     Bad("input-format", f"table.xlsx {O} {M}", 2, ("table.xlsx: not a format", ".parquet")),
-    Bad("input-formats", f"iris.csv iris.parquet {O} {M}", 2, ("csv, parquet", "one at a time")),
+    Bad("input-formats", f"iris.csv iris.parquet {O} {M}", 2, ("iris.csv), parquet (", "one at a time")),
     Bad("input-twice", f"iris.csv iris.csv {O} {M}", 73, ("iris.csv: is the same file", "name it once")),
     Bad("input-twice-linked", f"iris.csv same.csv {O} {M}", 73, ("same.csv: is the same file", "once")),
     Bad("csv-empty", f"empty.csv {O} {M}", 65, ("empty.csv: is empty", "remove it")),
     Bad("csv-blank", f"blank.csv {O} {M}", 65, ("blank.csv: is empty", "remove it")),
-    Bad("csv-utf16", f"utf16.csv {O} {M}", 65, ("utf16.csv: is UTF-16", "iconv")),
-    Bad("csv-latin1", f"latin.csv {O} {M}", 65, ("latin.csv", "UTF-8")),
+    Bad("csv-utf16", f"utf16.csv {O} {M}", 65, ("utf16.csv: looks like UTF-16", "--encoding utf-16-le")),
+    Bad("csv-latin1", f"latin.csv {O} {M}", 65, ("latin.csv: its header is not UTF-8", "--encoding cp1252")),
+    Bad("csv-latin1-rows", f"rows.csv {O} {M}", 65, ("rows.csv: is not UTF-8", "--encoding cp1252")),
+    Bad("csv-line-ends", f"iris.csv returns.csv {O} {M}", 65, ("returns.csv: its first line", "one kind")),
+    Bad(
+        "encoding-unknown", f"iris.csv {O} {M} --encoding utf-9", 2,
+        ("--encoding utf-9: no such encoding", "latin-1"),
+    ),
+    Bad(
+        "dialect-marks", f"iris.csv {O} {M} --delimiter ab --quote ü --escape ''", 2,
+        ("3 problems", "--delimiter 'ab'", "--quote 'ü'", "--escape ''", "--delimiter tab"),
+    ),
+    Bad("dialect-same", f"iris.csv {O} {M} --delimiter ';' --quote ';'", 2, ("are the same character",)),
+    Bad("delimiter-none", f"iris.csv {O} {M} --delimiter none", 2, ("--delimiter none", "tab")),
+    Bad("dialect-parquet", f"iris.parquet {O} {M} --skip-lines 1", 2, ("--skip-lines is for CSV", "leave")),
+    Bad("dialect-jsonl", f"a.jsonl {O} {M} --header no", 2, ("--header is for CSV", "leave")),
     Bad("csv-column-twice", f"twice.csv {O} {M}", 65, ("twice.csv: column a is there twice", "rename")),
     Bad("csv-drift", f"iris.csv drifted.csv {O} {M}", 65, ("drifted.csv", "no column species", "kind")),
     Bad("csv-order", f"iris.csv turned.csv {O} {M}", 65, ("turned.csv", "in another order")),

@@ -192,9 +192,11 @@ def test_inspect_shows_the_model(capsys: pytest.CaptureFixture[str]) -> None:
         assert fact in done.out
 
 
-@pytest.mark.parametrize(("name", "code"), [("gone.onnx", 66), ("iris.csv", 70)])
+@pytest.mark.parametrize(("name", "code"), [("gone.onnx", 66), ("damaged.onnx", 70)])
 def test_inspect_refuses_what_is_no_model(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     """`inspect` tells a missing file from one that is no model."""
+    Path("damaged.onnx").write_bytes(b"\x08 no model")
+
     done = run(capsys, "inspect", name)
 
     assert done.code == code

@@ -722,26 +722,30 @@ def test_plan_names_the_workspace_that_is_there(capsys: pytest.CaptureFixture[st
 # -- rejects of an earlier run ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "stays"),
-    [
-        ('{"plan_id": "0123", "reason": "null"}\n', False),
-        ("my notes\n", True),
-        ('{"reason": "null"}\n', True),
-        ('["plan_id"]\n', True),
-        ("", True),
-    ],
-)
 @pytest.mark.parametrize("there", [False, True])
-def test_rejects_of_an_earlier_run_go(text: str, stays: bool, there: bool) -> None:  # noqa: FBT001
-    """A run without rejects removes the rejects file that a run of ours left, and no file of others."""
+def test_rejects_of_an_earlier_run_go(there: bool) -> None:  # noqa: FBT001
+    """A run without rejects removes the rejects file that a run of ours left."""
+    if there:
+        score("out.parquet")
+    Path("out.rejects.jsonl").write_text('{"plan_id": "0123", "reason": "null"}\n')
+
+    score("out.parquet", overwrite=there)
+
+    assert not Path("out.rejects.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["my notes\n", '{"reason": "null"}\n', '["plan_id"]\n', ""])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_rejects_file_of_others_is_never_written_over(text: str, there: bool) -> None:  # noqa: FBT001
+    """A file that is none of ours where rejects would go is told before any work, and stays."""
     if there:
         score("out.parquet")
     Path("out.rejects.jsonl").write_text(text)
 
-    score("out.parquet", overwrite=there)
+    with pytest.raises(OutputError, match=r"out\.rejects\.jsonl: exists and was not written by batchserve"):
+        score("out.parquet", overwrite=there)
 
-    assert Path("out.rejects.jsonl").exists() is stays
+    assert Path("out.rejects.jsonl").read_text() == text
 
 
 # -- clean and fresh --------------------------------------------------------------------------

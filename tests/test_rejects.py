@@ -11,7 +11,6 @@ import pytest
 
 import batchserve as bs
 from batchserve.errors import DataError
-from batchserve.rejects import MAX_EXAMPLES, Place, Reject, RejectGroup, Rejects, merged
 from workbench import IRIS_HEADER, IRIS_MODEL, Outcome, doubler, run
 
 HEADER = f"{IRIS_HEADER},note"
@@ -27,13 +26,14 @@ def csv_file(path: Path, records: Sequence[str]) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str | Path) -> Outcome:
-    """Score into `folder`, which must fail for the data's sake and leave the folder as it was."""
-    before = sorted(folder.iterdir())
+    """Score into `folder`, which must fail for the data's sake and leave rejects and finished parts alone."""
+    before = {path.name for path in folder.iterdir()}
 
     done = run(capsys, "score", *arguments[:1], folder / "out.parquet", "-m", IRIS_MODEL, *arguments[1:])
 
     assert done.code == 65, done.err
-    assert sorted(folder.iterdir()) == before
+    left = {path.name for path in folder.iterdir()} - before
+    assert left == {".out.parquet.batchserve", "out.rejects.jsonl"}
     assert done.out == ""
     assert "Traceback" not in done.err
     return done
@@ -52,6 +52,8 @@ def test_every_class_of_reject_has_its_line(
 
     done = refused(capsys, tmp_path, path)
 
+    assert "every one is in" in done.err
+    assert "--max-errors 5 publishes the other rows at once" in done.err
     assert "5 of 8 rows cannot be scored; nothing was published" in done.err
     assert "CAST sepal_length: 1 row\n" in done.err
     assert f"{name}:3: 'small' is no number" in done.err
@@ -132,7 +134,8 @@ def test_an_unclosed_quote_is_a_reject(tmp_path: Path, capsys: pytest.CaptureFix
 
     done = refused(capsys, tmp_path, path)
 
-    assert "rows.csv:5: a quote opened in this record is never closed" in done.err
+    assert r"""rows.csv:5: '5.1,3.5,1.4,0.2,"open\n""" in done.err
+    assert "a quote opened in this record is never closed: the 64 bytes" in done.err
 
 
 def test_bytes_that_are_not_utf8_are_a_reject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,40 +201,3 @@ def test_a_row_at_fault_in_two_columns_is_counted_once(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"^1 of 2 rows"):
         bs.score(path, tmp_path / "out.parquet", model=IRIS_MODEL)
-
-
-# -- the counting itself ----------------------------------------------------------------------
-
-
-def reject(path: str, offset: int, column: str = "a") -> Reject:
-    """Return a reject at a byte of a file."""
-    place = Place(path=path, byte_offset=offset)
-    return Reject(kind="MISSING", column=column, place=place, value="", reason="null")
-
-
-def test_places_are_found_for_the_first_few_only() -> None:
-    """Finding a place costs, so it is asked for only as long as it will be shown."""
-    asked: list[int] = []
-
-    def made(offset: int) -> Reject:
-        asked.append(offset)
-        return reject("f.csv", offset)
-
-    rejects = Rejects()
-    for offset in range(10):
-        rejects.add("MISSING", "a", lambda offset=offset: made(offset))  # type: ignore[misc]  # a default
-
-    (group,) = rejects.groups()
-    assert (group.rows, len(group.examples), asked) == (10, MAX_EXAMPLES, [0, 1, 2])
-
-
-def test_groups_of_partitions_add_up() -> None:
-    """Groups of one class and column become one; others stay apart, sorted."""
-    first = RejectGroup(kind="MISSING", column="a", rows=2, examples=(reject("f", 5), reject("f", 9)))
-    second = RejectGroup(kind="MISSING", column="a", rows=7, examples=(reject("f", 20), reject("f", 30)))
-    other = RejectGroup(kind="CAST", column="b", rows=1, examples=(reject("f", 1, "b"),))
-
-    groups = merged([first, other, second])
-
-    assert [(g.kind, g.column, g.rows) for g in groups] == [("CAST", "b", 1), ("MISSING", "a", 9)]
-    assert [example.place.byte_offset for example in groups[1].examples] == [5, 9, 20]

@@ -10,9 +10,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx import helper, numpy_helper
 
+import batchserve as bs
 from batchserve import cli
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -47,6 +50,13 @@ def _exit_code(arguments: Sequence[str]) -> int:
         call()
     assert isinstance(stopped.value.code, int)
     return stopped.value.code
+
+
+def scored(model: Path, inputs: Any, **options: Any) -> pa.Table:
+    """Score inputs into a file beside the model and read it back."""
+    output = model.parent / "out.parquet"
+    bs.score(inputs, output, model=model, overwrite=True, **options)
+    return pq.read_table(output)
 
 
 def spawn(*arguments: str | Path, environment: Mapping[str, str] | None = None, before: str = "") -> Outcome:

@@ -25,7 +25,7 @@ def new_sources(sources: Sequence[Source], earlier: OutputReceipt) -> list[Sourc
         message = f"{earlier.output}: was scored with --limit, so its files may not be in it whole"
         raise OutputError(message, "score the whole anew with --overwrite")
     known = {source.path: source for source in earlier.inputs}
-    changed = [source for source in sources if known.get(source.path, source) != source]
+    changed = [source for source in sources if not known.get(source.path, source).same_file(source)]
     hint = "score the whole anew with --overwrite, or give the new rows as a file of their own"
     raise_all(
         [
@@ -52,7 +52,12 @@ def as_before(job: Job, earlier: OutputReceipt) -> Job:
 def types(earlier: OutputReceipt) -> dict[str, str]:
     """Return the types of the dataset's columns, as far as a text file's column can have them."""
     recipe = earlier.runs[-1].plan.recipe
-    return {name: word for name in recipe.keep if (word := _word(recipe.schema_.field(name).type))}
+    return words(pa.schema([recipe.schema_.field(name) for name in recipe.keep]))
+
+
+def words(schema: pa.Schema) -> dict[str, str]:
+    """Return the types of columns in the words of `--type`, where there is one."""
+    return {field.name: word for field in schema if (word := _word(field.type))}
 
 
 def _word(kind: pa.DataType) -> str | None:

@@ -7,7 +7,7 @@ each slice of a file starts exactly where the slice before it stopped.
 import itertools
 from collections.abc import Sequence
 
-from batchserve.inputs import Partition
+from batchserve.inputs import TEXT_FORMATS, Partition
 from batchserve.outputs import Amendment, Receipt
 
 
@@ -22,7 +22,7 @@ def misguessed(partitions: Sequence[Partition], receipts: dict[int, Receipt]) ->
         extents = receipts[partition.index].facts.extents
         for part, (start, stop) in zip(partition.slices, extents, strict=False):
             expected = ends.get(part.path, start)
-            if part.format != "parquet" and start != expected:
+            if part.format in TEXT_FORMATS and start != expected:
                 return _restarted(partition, part.path, expected)
             ends[part.path] = stop
     return None
@@ -34,13 +34,22 @@ def amendments(partitions: Sequence[Partition], receipts: dict[int, Receipt]) ->
     A partition that began at a wrong guess may have met nonsense: only those count that follow
     on from the first without a gap.
     """
-    trusted = list(itertools.takewhile(lambda p: p.index in receipts, partitions))
-    wrong = misguessed(trusted, receipts)
     found: dict[str, Amendment] = {}
-    for partition in trusted[: wrong.index if wrong else None]:
+    for partition in _trusted(partitions, receipts):
         for amendment in receipts[partition.index].facts.amendments:
             found.setdefault(amendment.column, amendment)
     return found
+
+
+def rejected(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> int:
+    """Return the rejects so far, as far as receipts can be trusted yet."""
+    return sum(receipts[p.index].facts.rows_rejected for p in _trusted(partitions, receipts))
+
+
+def _trusted(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> list[Partition]:
+    here = list(itertools.takewhile(lambda p: p.index in receipts, partitions))
+    wrong = misguessed(here, receipts)
+    return here[: wrong.index if wrong else None]
 
 
 def _restarted(partition: Partition, path: str, start: int) -> Partition:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from batchserve import glue, storage, target
+from batchserve import glue, ledger, storage, target
 from batchserve.errors import OutputError, StorageError
 from batchserve.events import Listener, Noted
 from batchserve.inputs import Source
-from batchserve.outputs import Receipt, RowGroup, Workspace
+from batchserve.outputs import Receipt, RejectsFile, RowGroup, Workspace
 from batchserve.planning import Plan
 from batchserve.storage import translated, translated_writing
 from batchserve.target import META_DIR, DatasetPart, Manifest, Target
@@ -27,6 +27,8 @@ class Scored(BaseModel, frozen=True):
     rows_out: int
     extents: tuple[tuple[int, int], ...]
     """Exact start and stop of every slice."""
+    refused: tuple[int, ...]
+    """Rows that the model was given and that were rejected then: how many it was given before each."""
 
 
 class Run(BaseModel, frozen=True):
@@ -45,6 +47,12 @@ class OutputReceipt(BaseModel, frozen=True):
     rows_in: int
     rows_out: int
     rows_rejected: int
+    rejected_by: dict[str, int]
+    """Rejects by class and column: `MISSING age`."""
+    rejects: RejectsFile | None
+    """The file of rejects, or None if every row was scored."""
+    nonfinite: dict[str, int]
+    """Rows with an infinite or NaN score, per prediction, rejected ones included."""
     nulls: dict[str, int]
     """Nulls met in columns of the model, where there were any."""
     null_rules: dict[str, str]
@@ -79,12 +87,16 @@ def damaged(space: Workspace, receipts: Sequence[Receipt]) -> list[Receipt]:
     found = []
     with translated_writing(space.path):
         for receipt in receipts:
-            part = space.file(receipt.part)
-            if storage.disk.size_bytes(part) is None or storage.file_sha256(part) != receipt.sha256:
+            if not all(_whole(space.file(name), sha256) for name, _, sha256 in receipt.files):
                 storage.remove(space.file(f"{receipt.part.partition('.')[0]}.json"))
-                storage.remove(part)
+                for name, _, _ in receipt.files:
+                    storage.remove(space.file(name))
                 found.append(receipt)
     return found
+
+
+def _whole(path: Path, sha256: str) -> bool:
+    return storage.disk.size_bytes(path) is not None and storage.file_sha256(path) == sha256
 
 
 # -- room -------------------------------------------------------------------------------------
@@ -169,8 +181,7 @@ def _named_file(
     receipt = _summed(found, plan, receipts, groups, size).model_copy(update={"footer_sha256": footer_sha256})
     if target.taken(found) and not overwrite:
         raise _appeared(found)
-    if target.rejects_plan_id(found):  # of an earlier run
-        storage.remove(found.rejects)
+    receipt = receipt.model_copy(update={"rejects": _publish_rejects(found, plan, space, receipts)})
     sealed = space.file("receipt.json.tmp")
     storage.remove(sealed)
     storage.write_durable(sealed, storage.seal(receipt.model_dump_json(indent=1)))
@@ -178,6 +189,33 @@ def _named_file(
     storage.replace(sealed, found.receipt)
     _name(temporary, found, overwrite=overwrite)
     return receipt
+
+
+def _publish_rejects(
+    found: Target, plan: Plan, space: Workspace, receipts: Sequence[Receipt]
+) -> RejectsFile | None:
+    """Publish the rejects; without any, remove those of an earlier run."""
+    if not any(receipt.rejects for receipt in receipts):
+        if target.rejects_plan_id(found):
+            storage.remove(found.rejects)
+        return None
+    elsewhere = found.rejects_path
+    temporary = (
+        elsewhere.with_name(f".{elsewhere.name}.tmp") if elsewhere else space.file("rejects.jsonl.tmp")
+    )
+    storage.remove(temporary)  # of a run that was cut
+    kept = write_rejects(temporary, plan, space, receipts)
+    storage.replace(temporary, found.rejects)
+    return kept.file.model_copy(update={"name": str(elsewhere or found.rejects.name)})
+
+
+def write_rejects(
+    path: Path, plan: Plan, space: Workspace, receipts: Sequence[Receipt], before: bytes = b""
+) -> ledger.Ledger:
+    """Write the rejects of all parts to the new file `path`, after the lines `before`."""
+    done = [(plan.partitions[receipt.partition], receipt) for receipt in receipts]
+    files = ledger.Files(plan.plan_id, plan.sources, plan.recipe.reading.dialect.encoding)
+    return ledger.write(path, files, done, space, before)
 
 
 def _check_space(found: Target, size_bytes: int) -> None:
@@ -206,16 +244,22 @@ def _summed(
     facts = [receipt.facts for receipt in receipts]
     nulls = _added([f.nulls for f in facts])
     rules = plan.recipe.binding.null_rules
-    scored = [Scored(rows_in=r.facts.rows_in, rows_out=r.rows_out, extents=r.facts.extents) for r in receipts]
+    scored = [
+        Scored(rows_in=r.facts.rows_in, rows_out=r.rows_out, extents=r.facts.extents, refused=r.facts.refused)
+        for r in receipts
+    ]
     return OutputReceipt(
         plan_id=plan.plan_id,
         output=found.path.name,
         rows_in=sum(f.rows_in for f in facts),
         rows_out=sum(r.rows_out for r in receipts),
         rows_rejected=sum(f.rows_rejected for f in facts),
+        rejected_by=_counted([f.rejected_by for f in facts]),
+        rejects=None,
+        nonfinite=_counted([f.nonfinite for f in facts]),
         nulls={name: int(count) for name, count in nulls.items() if count},
         null_rules={name: str(rule) for name, rule in rules.items() if nulls.get(name)},
-        rounded={name: int(count) for name, count in _added([f.rounded for f in facts]).items()},
+        rounded=_counted([f.rounded for f in facts]),
         size_bytes=size_bytes,
         row_groups=tuple(groups),
         footer_sha256="",
@@ -233,6 +277,10 @@ def _added(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Add numbers up by name."""
     names = dict.fromkeys(name for each in counts for name in each)
     return {name: sum(each.get(name, 0) for each in counts) for name in names}
+
+
+def _counted(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: int(count) for name, count in sorted(_added(counts).items())}
 
 
 # -- a dataset --------------------------------------------------------------------------------
@@ -258,11 +306,15 @@ def _publish_dataset(
     manifest = Manifest(plan_id=plan.plan_id, parts=(*before.parts, *new))
     groups = [group for receipt in receipts for group in receipt.row_groups]
     receipt = _summed(found, plan, receipts, groups, sum(part.size_bytes for part in new))
+    receipt = receipt.model_copy(
+        update={"rejects": _staged_rejects(found, stage, plan, space, receipts, earlier)}
+    )
     receipt = _joined(earlier, receipt) if earlier else receipt
     for name, model in (("manifest.json", manifest), ("receipt.json", receipt)):
         storage.write_durable(stage / META_DIR / name, storage.seal(model.model_dump_json(indent=1)))
     storage.disk.sync_dir(stage / META_DIR)
     storage.disk.sync_dir(stage)
+    target.drop_refused(found)
     if not target.taken(found):
         storage.replace(stage, found.path)
     elif overwrite or earlier:
@@ -272,6 +324,19 @@ def _publish_dataset(
     else:
         raise _appeared(found)
     return receipt
+
+
+def _staged_rejects(
+    found: Target, stage: Path, plan: Plan, space: Workspace, receipts: Sequence[Receipt],
+    earlier: OutputReceipt | None,
+) -> RejectsFile | None:  # fmt: skip
+    """Stage the rejects of the whole dataset: those it has, then those of the new parts."""
+    if found.rejects_path:
+        return _publish_rejects(found, plan, space, receipts)
+    before = storage.disk.read(found.rejects) if earlier and earlier.rejects else b""
+    if not before and not any(receipt.rejects for receipt in receipts):
+        return None
+    return write_rejects(stage / META_DIR / found.rejects.name, plan, space, receipts, before).file
 
 
 def _keep_modes(found: Target, stage: Path, new: Sequence[str]) -> None:
@@ -305,8 +370,10 @@ def _joined(earlier: OutputReceipt, later: OutputReceipt) -> OutputReceipt:
             "rows_in": earlier.rows_in + later.rows_in,
             "rows_out": earlier.rows_out + later.rows_out,
             "rows_rejected": earlier.rows_rejected + later.rows_rejected,
-            "nulls": {k: int(v) for k, v in _added([earlier.nulls, later.nulls]).items()},
-            "rounded": {k: int(v) for k, v in _added([earlier.rounded, later.rounded]).items()},
+            "rejected_by": _counted([earlier.rejected_by, later.rejected_by]),
+            "nonfinite": _counted([earlier.nonfinite, later.nonfinite]),
+            "nulls": _counted([earlier.nulls, later.nulls]),
+            "rounded": _counted([earlier.rounded, later.rounded]),
             "null_rules": earlier.null_rules | later.null_rules,
             "size_bytes": earlier.size_bytes + later.size_bytes,
             "halved_batches": earlier.halved_batches + later.halved_batches,

@@ -4,7 +4,7 @@ Messages go to stderr, data (`--json`) to stdout.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,23 +146,36 @@ def summary_lines(report: Report) -> list[str]:
     added = f"{report.rows_added:,} rows"
     if len(receipt.runs) > 1:
         added, sizes = f"{added} added", f"{report.rows:,} in all, {sizes}"
-    lines = [
+    return [
         f"{report.path}: {added} from {source} ({sizes})",
         f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
+        *(f"  {note}" for note in _notes(report)),
     ]
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """Give what else is to be known of a finished job."""
+    receipt = report.receipt
+    if receipt.rejects:
+        classes = ", ".join(f"{name} {rows:,}" for name, rows in receipt.rejected_by.items())
+        rows = f"{receipt.rows_rejected:,} row{'s were' if receipt.rows_rejected != 1 else ' was'} rejected"
+        yield f"{rows} ({classes}): see {report.rejects}"
     for column, count in receipt.nulls.items():
-        rule = receipt.null_rules[column]
-        became = "NaN" if rule == "nan" else rule.removeprefix("fill=")
-        lines.append(f"  {column}: {count:,} null{'s' * (count != 1)} became {became}")
+        if (rule := receipt.null_rules[column]) != "reject":
+            became = "NaN" if rule == "nan" else rule.removeprefix("fill=")
+            yield f"{column}: {count:,} null{'s' * (count != 1)} became {became}"
+    for column, count in receipt.nonfinite.items():
+        if not any(name == f"NONFINITE {column}" for name in receipt.rejected_by):
+            yield f"{column}: {count:,} row{'s have' if count != 1 else ' has'} an infinite or NaN score"
     for column, count in receipt.rounded.items():
-        lines.append(f"  {column}: {count:,} integer{'s' * (count != 1)} rounded to the model's float")
+        yield f"{column}: {count:,} integer{'s' * (count != 1)} rounded to the model's float"
     if receipt.halved_batches:
         bits = "last bits of their scores may differ" if report.size_matters else "their scores are the same"
-        lines.append(f"  {receipt.halved_batches:,} runs of the model lacked memory and were halved: {bits}")
+        yield f"{receipt.halved_batches:,} runs of the model lacked memory and were halved: {bits}"
     if receipt.read_retries:
-        lines.append(f"  {receipt.read_retries:,} partitions were read again after reading failed")
-    lines += [f"  {column} has another type since {place}" for column, place in report.amended.items()]
-    return lines
+        yield f"{receipt.read_retries:,} partitions were read again after reading failed"
+    yield from (f"{column} has another type since {place}" for column, place in report.amended.items())
+    yield from (f"drift: {line}" for line in report.drift)
 
 
 def report_json(report: Report, settings: Settings) -> str:

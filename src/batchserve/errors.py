@@ -6,6 +6,8 @@
     ├── NotFoundError         66  an input, model or config file is not there
     ├── ClusterError          69  the cluster is unreachable, lost or mismatched
     ├── ModelError            70  the model is unusable, or it and the data do not fit
+    │   └── RunError          70  the model failed on rows that it was given
+    │       └── CrashError    70  it killed its process on them
     ├── OutputError           73  the output exists, is an input, or cannot be made
     ├── StorageError          74  the disk is full, or input/output failed
     │   └── TransientError    74  reading failed, and again when it was tried again
@@ -101,6 +103,14 @@ class ModelError(BatchserveError):
     """The model is corrupt or unsupported, or it and the data do not fit together."""
 
     exit_code = 70
+
+
+class RunError(ModelError):
+    """The model failed on the rows that it was given: some of them may be at fault."""
+
+
+class CrashError(RunError):
+    """The model killed its process on the rows that it was given."""
 
 
 class OutputError(BatchserveError):

@@ -13,7 +13,9 @@ from batchserve.inputs import Look, Partition
 from batchserve.model import Signature, session_for
 from batchserve.modelfile import identify, operators
 from batchserve.planning import Plan
-from batchserve.scoring import Recipe, Tally
+from batchserve.rejects import Reject
+from batchserve.scoring import Recipe
+from batchserve.tally import Tally
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -182,7 +184,7 @@ def scored(made: Plan) -> "dd.DataFrame":
     import dask.dataframe as dd
 
     meta = _pandas(made.recipe.schema_.empty_table())
-    exact = inputs.settled(made.partitions)
+    exact = inputs.settled(made.partitions, made.recipe.reading.dialect)
     frame: dd.DataFrame = dd.from_map(read_scored, exact, recipe=made.recipe, meta=meta, label="scored")
     return frame
 
@@ -193,14 +195,13 @@ def read_scored(partition: Partition, recipe: Recipe) -> "pd.DataFrame":
     Raises:
         DataError: Some rows cannot be scored.
     """
-    tally = Tally()
-    session = scoring.runs_of(recipe)
+    found: list[Reject] = []
+    tally = Tally(lambda _, reject: found.append(reject))
     tables = [recipe.schema_.empty_table()]
-    for rows in scoring.aligned(scoring.encoded(partition, recipe, tally), recipe.batch_rows):
-        columns = scoring.predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
-        tables.append(pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_))
-    if groups := tally.rejects.groups():
-        first = groups[0].examples[0]
+    for rows, columns in scoring.scored(partition, recipe, scoring.runs_of(recipe), tally):
+        tables.append(pa.Table.from_arrays([*rows.encoded.kept.columns, *columns], schema=recipe.schema_))
+    if found:
+        first = found[0]
         shown = f"{first.place.path} byte {first.place.byte_offset}: {first.column} {first.reason}"
         raise DataError(f"{tally.rows_rejected:,} rows cannot be scored: {shown}", _NULLS)
     return _pandas(pa.concat_tables(tables))

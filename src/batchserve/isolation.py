@@ -11,19 +11,23 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from batchserve import crash, events, lifetime, scoring, storage
-from batchserve.errors import BatchserveError
+from batchserve import crash, events, lifetime, outputs, scoring, storage, trial
+from batchserve.errors import BatchserveError, CrashError
 from batchserve.events import Listener
 from batchserve.inputs import Partition
+from batchserve.model import Tensor
 from batchserve.outputs import Receipt, Workspace
+from batchserve.runs import Runs
 from batchserve.scoring import Recipe
 
-_ATTEMPT = re.compile(r"(p\d{6}(?:-from\d+)?)\.[0-9a-f]{12}\.parquet")
+_ATTEMPT = re.compile(r"(p\d{6}(?:-from\d+)?)\.[0-9a-f]{12}\.(?:parquet|rejects\.jsonl)")
 
 
 def suspects(space: Workspace, partitions: Sequence[Partition]) -> list[Partition]:
@@ -64,13 +68,62 @@ def cleared(
     scored = partial(_died, recipe, space, timeout_s)
     with ThreadPoolExecutor(workers) as pool:
         died = [p for p, number in zip(suspected, pool.map(scored, suspected), strict=True) if number]
-    return [crash.by_signal(p, number) for p in died if (number := scored(p))]
+    again = [(p, number) for p in died if (number := scored(p))]
+    return [
+        crash.by_signal(p, number)
+        for p, number in again
+        if number == signal.SIGKILL or not row_by_row(recipe, space, timeout_s, p)
+    ]
 
 
-def _died(recipe: Recipe, space: Workspace, timeout_s: float | None, partition: Partition) -> int:
+def row_by_row(
+    recipe: Recipe, space: Workspace, timeout_s: float | None, partition: Partition
+) -> Receipt | None:
+    """Score a partition that kills its process, the rows that do so left out as rejects.
+
+    Every run of the model is tried in a fork first; one that kills the fork is halved until only
+    the guilty rows are left.
+
+    Returns:
+        Its receipt, or None if it was not a row that killed the process.
+
+    Raises:
+        BatchserveError: Whatever scoring it raised.
+    """
+    if recipe.rows_depend or _died(recipe, space, timeout_s, partition, kind=ForkedRuns):
+        return None
+    return outputs.committed(space, partition.name)
+
+
+class ForkedRuns(Runs):
+    """Runs that are tried in a fork of this process first."""
+
+    def run(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+        """Run the model over a batch.
+
+        Raises:
+            CrashError: A run in a fork was killed by a signal that is not the kernel's for want of memory.
+            ModelError: The runtime refused the tensors or failed.
+        """
+        number = trial.ended(partial(self._tried, outputs, tensors), self._timeout_s)
+        if number is not None and number < 0 and -number != signal.SIGKILL:
+            name = signal.Signals(-number).name
+            raise CrashError(f"the model kills its process on this row ({name})")
+        return super().run(outputs, tensors)
+
+    def _tried(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> int:
+        with suppress(Exception):  # told when it is run in earnest
+            super().run(outputs, tensors)
+        return 0
+
+
+def _died(
+    recipe: Recipe, space: Workspace, timeout_s: float | None, partition: Partition, *,
+    kind: type[Runs] = Runs,
+) -> int:  # fmt: skip
     """Score one partition in a process of its own; return the signal that ended it, or 0."""
     _drop_attempts(partition, space)
-    return _alone(pickle.dumps((partition, recipe, space, timeout_s)))
+    return _alone(pickle.dumps((partition, recipe, space, timeout_s, kind)))
 
 
 def _drop_attempts(partition: Partition, space: Workspace) -> None:
@@ -95,9 +148,9 @@ def _alone(work: bytes) -> int:
 
 
 def _result(work: bytes) -> Receipt | BatchserveError:
-    partition, recipe, space, timeout_s = pickle.loads(work)  # noqa: S301  from our own parent
+    partition, recipe, space, timeout_s, kind = pickle.loads(work)  # noqa: S301  from our own parent
     try:
-        return scoring.score_partition(partition, recipe, space, stall_timeout_s=timeout_s)
+        return scoring.score_partition(partition, recipe, space, stall_timeout_s=timeout_s, kind=kind)
     except BatchserveError as error:
         return error
 

@@ -36,8 +36,8 @@ from batchserve.events import Listener
 from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan, Problems
-from batchserve.rejects import merged
-from batchserve.report import Report, rejected, shortest, where
+from batchserve.rejects import Budget
+from batchserve.report import Report, dialect_note, rejected, shortest, where
 from batchserve.runner import Runner
 from batchserve.storage import translated, translated_writing
 from batchserve.target import Target
@@ -77,21 +77,22 @@ def plan(job: Job, given: Sequence[str], output: str | None = None) -> tuple[Pla
 
 def _work(job: Job, given: Sequence[str], output: str | None, problems: Problems) -> _Work:
     nothing: list[Source] = []
-    sources = problems.attempt(lambda: _resolved(given), nothing)
+    sources = problems.attempt(lambda: _resolved(job, given), nothing)
     found = None
     if output is not None:
         found = problems.attempt(
-            lambda: target.locate(output, given, sources, if_exists=job.when_exists), None
+            lambda: target.locate(output, given, sources, if_exists=job.when_exists, rejects=job.rejects),
+            None,
         )
     if found is None or job.when_exists != "append" or not target.taken(found):
         return _Work(sources, found)
     return problems.attempt(lambda: _appending(sources, found), _Work(sources, found))
 
 
-def _resolved(given: Sequence[str]) -> list[Source]:
+def _resolved(job: Job, given: Sequence[str]) -> list[Source]:
     if not given:
         raise UsageError("no input is named", "say which files to score")
-    return files.resolve(given)
+    return files.resolve(given, job.format)
 
 
 def _appending(sources: list[Source], found: Target) -> _Work:
@@ -194,11 +195,13 @@ def _scored(
         made = _planned(job, work, problems, amended)
         if work.target is None:
             raise UsageError("no output is named", "say where the rows go")
+        if not amended and (note := dialect_note(made)):
+            listener.on(events.Noted(text=note))
         outcome = _run(job, made, work, work.target, listener, cluster)
         if outcome.receipt:
             return made, outcome
         amended |= outcome.amended
-        places = {name: where(a.place, made.sources) for name, a in outcome.amended.items()}
+        places = {name: where(a.place, made) for name, a in outcome.amended.items()}
         listener.on(events.Amended(columns=places))
 
 
@@ -219,6 +222,7 @@ class _Outcome:
 def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, cluster: Any) -> _Outcome:
     if finished := _finished(job, made, found):
         return _Outcome(finished, skipped=True)
+    budget = Budget.parse(job.max_errors)
     there = work.earlier or (commit.receipt_of(found) if target.taken(found) else None)
     published = there is not None and there.plan_id != made.plan_id and _holds(found, there)
     with workspace.opened(found, made, fresh=job.fresh or published) as space:
@@ -230,13 +234,19 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         crashes = _isolated(job, made, space, listener, cluster)
         done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
         avoided = frozenset(each.partition.index for each in crashes)
-        with runner.opened(job, made, space, listener, cluster, avoided) as running:
-            receipts = _collected(made, done, running, listener, crashes)
+        todo = len(made.partitions) - len(done)
+        with runner.opened(job, made, space, listener, cluster, avoided, todo) as running:
+            receipts = _collected(made, done, running, listener, crashes, budget)
             if needed := chain.amendments(made.partitions, receipts):
                 workspace.discard(found.workspace)
                 return _Outcome(None, amended=needed)
+            if len(receipts) < len(made.partitions):
+                raise _refused(made, found, space, receipts)
             ordered = _sound(made, space, receipts, running, listener)
-        _check_rows(made, found, ordered)
+        _check_unchanged(made, found)
+        rejected = sum(receipt.facts.rows_rejected for receipt in ordered)
+        if not budget.allows(rejected, sum(receipt.facts.rows_in for receipt in ordered)):
+            raise _refused(made, found, space, receipts)
         listener.on(events.Publishing(parts=len(ordered)))
         overwrite = job.when_exists == "overwrite"
         receipt = commit.publish(found, made, space, ordered, overwrite=overwrite, earlier=work.earlier)
@@ -322,9 +332,12 @@ def _check_still(job: Job, found: Target, earlier: OutputReceipt | None) -> None
 
 def _collected(
     made: Plan, done: Sequence[Receipt], running: Runner, listener: Listener,
-    crashes: Sequence[crash.Crash] = (),
+    crashes: Sequence[crash.Crash] = (), budget: Budget | None = None,
 ) -> dict[int, Receipt]:  # fmt: skip
     """Gather every partition's receipt; those that began at a wrong guess are scored again.
+
+    It ends before all are there when a column type must be amended, and when there are so many
+    rejects that it is of no use to look for more.
 
     Raises:
         BatchserveError: Of the partitions that crashed, when all others are scored.
@@ -341,11 +354,19 @@ def _collected(
     for receipt in receipts.values():
         listener.on(_told(receipt, resumed=True))
     amending = False
+    rejected = sum(receipt.facts.rows_rejected for receipt in done)
     for receipt in running.score(todo):
         receipts[receipt.partition] = receipt
         listener.on(_told(receipt))
         amending = amending or bool(receipt.facts.amendments)
         if amending and chain.amendments(made.partitions, receipts):
+            return receipts
+        rejected += receipt.facts.rows_rejected
+        if (
+            budget
+            and budget.hopeless(rejected)
+            and budget.hopeless(chain.rejected(made.partitions, receipts))
+        ):
             return receipts
     if crashes:
         raise crash.error(crashes, len(made.partitions))
@@ -379,16 +400,27 @@ def _sound(
     return ordered
 
 
-def _check_rows(made: Plan, found: Target, receipts: Sequence[Receipt]) -> None:
-    """Check that every row was scored, of files that are what they were; else nothing is kept."""
+def _check_unchanged(made: Plan, found: Target) -> None:
+    """Check that the files are what they were; else nothing of the work is of use."""
     try:
-        groups = merged(group for receipt in receipts for group in receipt.facts.rejects)
-        if groups:
-            raise rejected(made, sum(r.facts.rows_in for r in receipts), groups)
         files.check_unchanged(made.sources)
     except DataError:
         workspace.discard(found.workspace)
         raise
+
+
+def _refused(made: Plan, found: Target, space: Workspace, receipts: dict[int, Receipt]) -> DataError:
+    """Publish the rejects of a run that has too many of them, and build its error; the parts are kept."""
+    ordered = [receipts[p.index] for p in made.partitions if p.index in receipts]
+    path = target.refused_rejects(found)
+    temporary = space.file("refused.jsonl.tmp")
+    with translated_writing(found.path.parent):
+        storage.remove(temporary)
+        kept = commit.write_rejects(temporary, made, space, ordered)
+        storage.replace(temporary, path)
+    workspace.refuse(space)
+    rows_in = sum(receipt.facts.rows_in for receipt in ordered)
+    return rejected(kept, path, rows_in, len(made.partitions) - len(ordered))
 
 
 def _report(made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt, started: float) -> Report:
@@ -396,6 +428,7 @@ def _report(made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt
         path=shortest(str(found.path)), receipt=receipt, partitions=len(made.partitions),
         workers=outcome.workers, in_place=outcome.in_place, seconds=time.perf_counter() - started,
         bytes_in=sum(source.size_bytes for source in receipt.inputs), size_bytes=receipt.size_bytes,
-        amended={name: where(a.place, made.sources) for name, a in made.amended.items()},
+        amended={name: where(a.place, made) for name, a in made.amended.items()},
+        rejects=shortest(str(found.rejects)) if receipt.rejects else None,
         skipped=outcome.skipped, rows_before=outcome.rows_before,
     )  # fmt: skip

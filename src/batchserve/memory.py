@@ -7,18 +7,16 @@ tried in a child, under a limit that makes the allocation fail instead.
 import os
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from batchserve import lifetime
+from batchserve import trial
 
 _STEP_ROWS = 64
 _SHARE = 0.8
 """Of what is free; the rest is for readers, writers and what the allocator keeps."""
 _GROUPS = Path("/sys/fs/cgroup")
-_POLL_S = 0.002
 
 
 def limit_bytes(asked: int | None = None) -> int:
@@ -99,41 +97,18 @@ def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s:
     return rows
 
 
+_CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
+"""What a row may do to the model; want of memory looks otherwise."""
+
+
 def _fits(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> bool:
     """Whether a run ends in a child that may take `share` more bytes; other failures show later."""
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        os._exit(_tried(run, rows, share, parent))
-    try:
-        return _ended(child, timeout_s) in {0, None}
-    except BaseException:  # Ctrl-C, say
-        _kill(child)
-        raise
+    return trial.ended(partial(_tried, run, rows, share), timeout_s) in {0, None, *_CRASHES}
 
 
-def _ended(child: int, timeout_s: float) -> int | None:
-    """Wait for a child; return its exit code, or None if it took too long and was killed."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(_POLL_S)
-    _kill(child)
-    return None
-
-
-def _kill(child: int) -> None:
-    with suppress(ProcessLookupError, ChildProcessError):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def _tried(run: Callable[[int], object], rows: int, share: int, parent: int) -> int:
+def _tried(run: Callable[[int], object], rows: int, share: int) -> int:
     """Run under the limit, in the child; return its exit code: 1 if memory ran out."""
     try:
-        lifetime.end_with(parent)
         _, virtual = _used_bytes()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         most = virtual + share if hard == resource.RLIM_INFINITY else min(virtual + share, hard)

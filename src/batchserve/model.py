@@ -6,6 +6,7 @@ The only module that imports onnxruntime.
 import ctypes
 import functools
 import math
+import re
 import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from batchserve import watch
-from batchserve.errors import BatchserveError, MemoryShortError, ModelError
+from batchserve.errors import BatchserveError, MemoryShortError, ModelError, RunError
 from batchserve.modelfile import ModelSpec, identify
 
 if TYPE_CHECKING:
@@ -99,12 +100,12 @@ class Session:
         Raises:
             MemoryShortError: Memory ran out; the session can go on.
             StallError: The run took longer than `timeout_s`.
-            ModelError: The runtime refused the tensors or failed.
+            RunError: The runtime refused the tensors or failed.
         """
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        with translated_errors("the model"), watch.watched(options, timeout_s):
+        with translated_errors("the model", RunError), watch.watched(options, timeout_s):
             if not self._bfloats.isdisjoint(outputs):
                 return self._widened(outputs, tensors, options)
             result: list[Any] = self._session.run(list(outputs), dict(tensors), options)
@@ -206,8 +207,8 @@ _SAME_AS_REQUESTED = 1
 
 
 @contextmanager
-def translated_errors(path: str) -> Iterator[None]:
-    """Turn whatever onnxruntime raises into a ModelError.
+def translated_errors(path: str, kind: type[ModelError] = ModelError) -> Iterator[None]:
+    """Turn whatever onnxruntime raises into an error of ours.
 
     Its exception classes share no base, and a damaged model may even raise UnicodeDecodeError,
     so every `Exception` that is not already ours is taken.
@@ -219,7 +220,7 @@ def translated_errors(path: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
             raise MemoryShortError(f"{path}: memory ran out", "give it more, or fewer --workers") from error
-        raise ModelError(f"{path}: {_first_line(error)}", _hint_for(error)) from error
+        raise kind(f"{path}: {_first_line(error)}", _hint_for(error)) from error
 
 
 _NO_MEMORY = ("Failed to allocate memory", "std::bad_alloc")
@@ -227,8 +228,17 @@ _NO_MEMORY = ("Failed to allocate memory", "std::bad_alloc")
 
 
 def _first_line(error: Exception) -> str:
+    """Return what an error says, without the words around it that are the same in all."""
     text = str(error).strip().splitlines()
-    return text[0].removeprefix("[ONNXRuntimeError] : ") if text else type(error).__name__
+    if not text:
+        return type(error).__name__
+    found = _FAILED_NODE.search(text[0])
+    return f"{found[1]}: {found[2]}" if found else text[0].removeprefix("[ONNXRuntimeError] : ")
+
+
+_FAILED_NODE = re.compile(
+    r"returned while running (\w+) node\. Name:'.*?' Status Message: (?:\w+\.(?:cc|h):\d+ )?(.*)"
+)
 
 
 def _hint_for(error: Exception) -> str:

@@ -11,13 +11,16 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from batchserve import storage
-from batchserve.rejects import Place, RejectGroup
+from batchserve.rejects import Place, Reject
 from batchserve.storage import translated_writing
 
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 128 << 20
 """A row group is closed at the first of the two, whatever the readers' batches are."""
 COMPRESSION = "snappy"
+
+REJECTS_MODE = 0o600
+"""Rejects hold raw records: nobody but their owner reads them."""
 
 PLAN_KEY = "batchserve.plan_id"
 
@@ -62,17 +65,41 @@ class Facts(BaseModel, frozen=True):
     bytes_in: int
     extents: tuple[tuple[int, int], ...]
     """Exact start and stop of every slice."""
+    records: tuple[int, ...]
+    """Records of every slice, rejected ones included."""
+    refused: tuple[int, ...]
+    """Rows that the model was given and that were rejected then: how many it was given before each."""
+    rejected_by: dict[str, int]
+    """Rejects by class and column: `MISSING age`."""
     nulls: dict[str, int]
     """Rows with a null, or a null in their list, per model column."""
-    rounded: dict[str, int] = {}
+    rounded: dict[str, int]
     """Integers that the model's float type has no digits for, per column."""
-    rejects: tuple[RejectGroup, ...]
+    nonfinite: dict[str, int]
+    """Rows with an infinite or NaN score, per prediction."""
     amendments: tuple[Amendment, ...]
     seconds: dict[str, float]
     halved_batches: int = 0
     """Runs of the model that were split in two because memory ran out."""
     read_retries: int = 0
     """Times the partition was begun again because reading failed for the moment."""
+
+
+class PartReject(BaseModel, frozen=True):
+    """One line of the rejects of a part."""
+
+    slice: int
+    """Number of its slice in the partition."""
+    reject: Reject
+
+
+class RejectsFile(BaseModel, frozen=True):
+    """The rejects of a part, or of an output."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    sha256: str
 
 
 class Receipt(BaseModel, frozen=True):
@@ -86,14 +113,23 @@ class Receipt(BaseModel, frozen=True):
     size_bytes: int
     sha256: str
     row_groups: tuple[RowGroup, ...]
+    rejects: RejectsFile | None = None
+    """None if every row was scored."""
     facts: Facts
+
+    @property
+    def files(self) -> tuple[tuple[str, int, str], ...]:
+        """Name, size in bytes and sha256 of every file that the receipt stands for."""
+        part = (self.part, self.size_bytes, self.sha256)
+        rejects = self.rejects
+        return (part, (rejects.name, rejects.size_bytes, rejects.sha256)) if rejects else (part,)
 
 
 def committed(workspace: Workspace, name: str) -> Receipt | None:
     """Return the receipt of part `name`, or None if no attempt has committed it.
 
     A receipt counts if it is whole, of this plan (a task of another one may have come late), and
-    its part is there: a power loss may keep one name of a folder and lose another.
+    its files are there: a power loss may keep one name of a folder and lose another.
     """
     path = workspace.file(f"{name}.json")
     with translated_writing(workspace.path):
@@ -103,7 +139,7 @@ def committed(workspace: Workspace, name: str) -> Receipt | None:
             receipt = Receipt.model_validate_json(storage.unseal(storage.disk.read(path)))
         except ValueError:
             return None
-        there = storage.disk.size_bytes(workspace.file(receipt.part)) == receipt.size_bytes
+        there = all(storage.disk.size_bytes(workspace.file(name)) == size for name, size, _ in receipt.files)
     return receipt if there and receipt.plan_id == workspace.plan_id else None
 
 
@@ -124,6 +160,17 @@ class PartWriter:
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = self._pending_bytes = 0
         self._row_groups: list[RowGroup] = []
+        self._rejects: storage.Sink | None = None
+        self._rejected = 0
+
+    def reject(self, slice_: int, reject: Reject) -> None:
+        """Append a row that cannot be scored to the part's rejects, which only its owner may read."""
+        if self._rejects is None:
+            self._rejects = storage.Sink(self._sink.path.with_suffix(".rejects.jsonl"))
+            storage.disk.set_mode(self._rejects.path, REJECTS_MODE)
+        line = PartReject(slice=slice_, reject=reject).model_dump_json()
+        self._rejects.write(line.encode() + b"\n")
+        self._rejected += 1
 
     def write(self, kept: pa.RecordBatch, predictions: Sequence[pa.Array]) -> None:
         """Append rows: the columns that pass through, then the predictions."""
@@ -145,7 +192,9 @@ class PartWriter:
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
     def finish(self) -> None:
-        """Write what is pending and the footer, and make the file durable."""
+        """Write what is pending and the footer, and make the files durable: the rejects first."""
+        if self._rejects:
+            self._rejects.sync()
         if self._pending_rows:
             self._write_row_group()
         self._writer.close()
@@ -157,7 +206,7 @@ class PartWriter:
             partition=partition, plan_id=self._workspace.plan_id, part=self._sink.path.name,
             rows_out=sum(group.rows for group in self._row_groups),
             size_bytes=self._sink.size_bytes, sha256=self._sink.sha256(),
-            row_groups=tuple(self._row_groups), facts=facts,
+            row_groups=tuple(self._row_groups), rejects=self._rejects_file(), facts=facts,
         )  # fmt: skip
         temporary = self._workspace.file(f"{self._sink.path.stem}.json.tmp")
         path = self._workspace.file(f"{self._name}.json")
@@ -166,8 +215,22 @@ class PartWriter:
             storage.remove(path)
         if storage.link_first(temporary, path):
             return receipt
-        self._sink.discard()
+        self.discard()
         return committed(self._workspace, self._name) or receipt
+
+    def _rejects_file(self) -> RejectsFile | None:
+        sink = self._rejects
+        if sink is None:
+            return None
+        return RejectsFile(
+            name=sink.path.name, rows=self._rejected, size_bytes=sink.size_bytes, sha256=sink.sha256()
+        )
+
+    def discard(self) -> None:
+        """Remove the files: no receipt names them."""
+        for sink in (self._sink, self._rejects):
+            if sink:
+                sink.discard()
 
 
 @contextmanager
@@ -175,10 +238,12 @@ def open_part(workspace: Workspace, name: str, schema: pa.Schema) -> Iterator[Pa
     """Open a new part; if the block fails before `commit`, nothing of it is left."""
     with translated_writing(workspace.path):
         sink = storage.Sink(workspace.file(f"{name}.{uuid.uuid4().hex[:12]}.parquet"))
+        part = None
         try:
-            yield PartWriter(workspace, name, schema, sink)
+            part = PartWriter(workspace, name, schema, sink)
+            yield part
         except BaseException:
-            sink.discard()
+            (part or sink).discard()
             raise
 
 

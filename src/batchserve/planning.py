@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import __version__, codec, inputs, lists, memory, predictions
+from batchserve import __version__, codec, inputs, lists, memory, predictions, proof
 from batchserve.binding import Binding, Feed, Wish, bind
 from batchserve.config import Job
 from batchserve.errors import (
@@ -25,12 +25,12 @@ from batchserve.errors import (
     did_you_mean,
     raise_all,
 )
-from batchserve.inputs import Look, Partition, Reading, Source
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source
+from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
 from batchserve.model import Signature, Tensor, runtime_version, session_for
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import PLAN_KEY, Amendment
 from batchserve.predictions import Prediction
-from batchserve.proof import prove, size_matters
 from batchserve.runs import Runs
 from batchserve.scoring import Recipe, padded
 from batchserve.storage import patiently
@@ -55,22 +55,26 @@ class Plan(BaseModel, frozen=True):
     partitions: tuple[Partition, ...]
     recipe: Recipe
     versions: dict[str, str]
-    rows_depend: bool
     types: dict[str, str]
     """Column types set by the user or by an amendment."""
     amended: dict[str, Amendment] = {}
     """Those of `types` that an amendment set; not part of the id, as the bytes are the same."""
+    drift: tuple[str, ...] = ()
+    """How files differ from the first one and what is made of it, in words."""
     batch_rows_asked: int | None = None
     """The rows per run that the user asked for, or None; not part of the id either."""
+    asked: dict[str, Any] = {}
+    """What the user asked of model and rows, to score other rows alike; not part of the id either."""
+    dialect: Found = PLAIN
+    """How text files are written and how that is known; what changes bytes of it is in the recipe."""
 
     @cached_property
     def plan_id(self) -> str:
         """The sha256 of all that changes bytes."""
         unseen: dict[str, Any] = {
-            "amended": True,
-            "batch_rows_asked": True,
+            "amended": True, "batch_rows_asked": True, "asked": True, "dialect": True,
             "recipe": {"model": {"path", "custom_ops"}},
-        }
+        }  # fmt: skip
         content = self.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -79,6 +83,13 @@ class Plan(BaseModel, frozen=True):
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("plan_id", None)
         return copy
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Columns that rows get besides those of their files: of folders, and of where they are from."""
+        folders = [name for name, _ in self.sources[0].folders] if self.sources else []
+        parts = (part for partition in self.partitions for part in partition.slices)
+        return (*folders, *((SOURCE_FILE, SOURCE_ROW) if any(part.add_source for part in parts) else ()))
 
     @property
     def bytes_total(self) -> int:
@@ -126,19 +137,34 @@ def make(
         problems.attempt(lambda: session_for(spec), None)
     empty = Look(pa.schema([]), codec.empty_batch(pa.schema([])))
     look = empty
+    asked = problems.attempt(lambda: Asked.of(job), Asked())
     if sources:
-        looked = partial(inputs.look, sources, infer=job.infer, types=types, hints=hints)
+        wish = inputs.Wish(job.infer, types, hints, job.schema_drift == "widen", job.add_source, asked)
+        looked = partial(inputs.look, sources, wish)
         look = problems.attempt(lambda: patiently(lambda _: looked()), empty)
     problems.check()
     try:
         recipe = recipe_for(job, spec, look, tuple(types))
     except StallError as error:
         raise StallError(f"{spec.path}, on the first rows: {error.message}", error.hint) from error
-    partitions = _partitions(job, sources)
+    except ModelError as error:
+        if look.found.doubtful:  # then the columns may not be what they seem
+            hint = f"{error.hint or 'look at its columns'}; the file was read with {look.found}"
+            raise type(error)(error.message, hint) from error
+        raise
+    cut = _partitions(job, sources, look.found.dialect)
+    partitions = inputs.laid_out(cut, look, add_source=job.add_source)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
-        rows_depend=job.rows_depend, types=types,
+        types=types, dialect=look.found, drift=look.drift,
+        asked=job.model_dump(include=_ASKED, exclude_defaults=True, mode="json"),
     )  # fmt: skip
+
+
+_ASKED = {
+    "features", "map", "set", "outputs", "prefix", "custom_ops", "device", "rows_depend", "keep", "on_null",
+    "on_nonfinite",
+}  # fmt: skip
 
 
 def named_model(job: Job) -> ModelSpec:
@@ -188,22 +214,25 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
         untimed = Runs(session_for(spec), constants=binding.constant_tensors)
         batch_rows = _fitting(job, untimed, names, tensors, batch_rows)
         tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
+    if not job.rows_depend:
+        tensors = proof.runnable(session, names, tensors, batch_rows)
     values = _observed(session, names, tensors, batch_rows)
     seen = _predictions(job, signature, values, batch_rows)
     _check_clash(seen, keep)
     if not job.rows_depend:
-        prove(spec, session, values, tensors, batch_rows)
-    matters = not whole and size_matters(session, seen, tensors, batch_rows)
+        proof.prove(spec, session, values, tensors, batch_rows)
+    matters = not whole and proof.size_matters(session, seen, tensors, batch_rows)
     wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
     reading = Reading(
-        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows
-    )
+        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows,
+        dialect=look.found.dialect,
+    )  # fmt: skip
     added = [pa.field(p.column, predictions.decode(p, values[p.output]).type) for p in seen]
     kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
     return Recipe(
         model=spec, reading=reading, binding=binding, predictions=seen, keep=keep,
         schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
-        size_matters=matters,
+        rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
     )  # fmt: skip
 
 
@@ -223,15 +252,16 @@ def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:
 def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
     if job.keep == ("all",):
         return tuple(names)
+    source = (SOURCE_FILE, SOURCE_ROW) if job.add_source else ()
     if job.keep == ("none",):
-        return ()
+        return source
     unknown = [name for name in job.keep if name not in names]
     hint = f"columns are: {', '.join(names)}"
     raise_all([
         UsageError(f"--keep {name}: no such column", did_you_mean(name, names) or hint)
         for name in unknown
     ])  # fmt: skip
-    return tuple(name for name in names if name in job.keep)
+    return tuple(name for name in names if name in {*job.keep, *source})
 
 
 def usual_rows(binding: Binding) -> int:
@@ -334,12 +364,12 @@ def _check_clash(seen: Sequence[Prediction], keep: Sequence[str]) -> None:
         raise UsageError(message, "name the predictions apart: --prefix model_")
 
 
-def _partitions(job: Job, sources: Sequence[Source]) -> tuple[Partition, ...]:
+def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect) -> tuple[Partition, ...]:
     if job.limit is not None:
-        return inputs.whole(sources)  # the first N rows are found by reading on, not by splitting
+        return inputs.whole(sources, dialect)  # the first N rows are found by reading on, not by splitting
     total = sum(source.size_bytes for source in sources)
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
-    return inputs.partitions(sources, job.partition_size or aim)
+    return inputs.partitions(sources, job.partition_size or aim, dialect)
 
 
 def _versions() -> dict[str, str]:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from batchserve.codec import array_of
+from batchserve.codec import array_of, raw_values
 from batchserve.errors import ModelError
 from batchserve.model import Port, Tensor, element, tensor_dtype
 
@@ -183,3 +184,45 @@ def _value_dtype(values: list[dict[Any, Any]]) -> type[Any]:
     # onnxruntime hands a map's tensor(float) values out as Python floats.
     first = next(iter(values[0].values()), 0.0)
     return np.float32 if isinstance(first, float) else type(first)
+
+
+# -- scores -----------------------------------------------------------------------------------
+
+
+def nonfinite(column: pa.Array) -> NDArray[np.bool_] | None:
+    """Return in which rows of a column of scores there is an infinity or a NaN; None if in none.
+
+    Example:
+        >>> nonfinite(pa.array([1.0, float("nan")])), nonfinite(pa.array([1, 2]))
+        (array([False,  True]), None)
+    """
+    wrong = _nonfinite(column)
+    return wrong if wrong is not None and wrong.any() else None
+
+
+def _nonfinite(column: pa.Array) -> NDArray[np.bool_] | None:
+    """The same, but all false where the type could hold one."""
+    if isinstance(column, pa.ExtensionArray):
+        return _nonfinite(column.storage)
+    if pa.types.is_struct(column.type):
+        fields = [each for field in column.flatten() if (each := _nonfinite(field)) is not None]
+        return np.asarray(np.any(fields, axis=0)) if fields else None
+    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
+        values = _nonfinite(column.flatten())
+        return None if values is None else _any_of(values, raw_values(column.value_lengths()))
+    return ~np.isfinite(raw_values(column)) if pa.types.is_floating(column.type) else None
+
+
+def _any_of(values: NDArray[np.bool_], lengths: Tensor) -> NDArray[np.bool_]:
+    """Return for each list whether one of its values is true."""
+    before = np.concatenate(([0], np.cumsum(values)))
+    stops = np.cumsum(lengths)
+    found: NDArray[np.bool_] = before[stops] > before[stops - lengths]
+    return found
+
+
+def filtered(column: pa.Array, good: NDArray[np.bool_]) -> pa.Array:
+    """Return only the entries of a column where `good` is true."""
+    if isinstance(column, pa.ExtensionArray):
+        return pa.ExtensionArray.from_storage(column.type, filtered(column.storage, good))
+    return column.filter(array_of(good))

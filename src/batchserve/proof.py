@@ -5,12 +5,15 @@ a NaN row, the first row once more. If any of their scores changes by a bit, the
 (dynamic quantisation takes its scale from the whole batch, a mean may run over the batch).
 """
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from batchserve.errors import ModelError
+from batchserve import trial
+from batchserve.errors import CrashError, ModelError, RunError
 from batchserve.model import Session, Tensor
 from batchserve.modelfile import ModelSpec, operators
 from batchserve.predictions import Prediction
@@ -71,6 +74,72 @@ def prove(
 
 _AGAIN = "again"
 _REVERSED = "in reverse order"
+
+
+_MOST_TRIALS = 64
+
+
+def runnable(
+    session: Session | Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
+) -> dict[str, Tensor]:
+    """Leave out of the first rows those that the model fails on, or dies of: they will be rejects.
+
+    All are tried in a fork of this process; only if that fails are halves tried, too.
+
+    Args:
+        session: The model.
+        names: The outputs to compute.
+        tensors: The first rows of the job, at least one and at most `batch_rows`.
+        batch_rows: The batch dimension of every run.
+
+    Raises:
+        RunError: It fails on all of them, as far as was tried.
+        CrashError: It dies of them.
+    """
+
+    def attempt(start: int, stop: int) -> int:
+        part = {name: padded(tensor[start:stop], batch_rows) for name, tensor in tensors.items()}
+        return _attempted(session, names, part)
+
+    todo = [(0, len(next(iter(tensors.values()))))]
+    good: list[tuple[int, int]] = []
+    ended = 0
+    for _ in range(_MOST_TRIALS):
+        if not todo:
+            break
+        start, stop = todo.pop(0)
+        failed = trial.ended(partial(attempt, start, stop))
+        if failed == -signal.SIGKILL:  # for want of memory: that shows later
+            failed = 0
+        ended = ended or failed or 0
+        if not failed:
+            good.append((start, stop))
+        elif stop - start > 1:
+            middle = (start + stop) // 2
+            todo += [(start, middle), (middle, stop)]
+    if not good and ended < 0:
+        name = signal.Signals(-ended).name
+        raise CrashError(f"the model kills its process ({name}) on each of the first rows", _EXPORT)
+    if not good:
+        session.run(names, {name: padded(tensor, batch_rows) for name, tensor in tensors.items()})
+    return {
+        name: np.concatenate([tensor[start:stop] for start, stop in sorted(good)])
+        for name, tensor in tensors.items()
+    }
+
+
+_EXPORT = "try it on other rows, or export the model again"
+
+
+def _attempted(session: Session | Runs, names: Sequence[str], tensors: dict[str, Tensor]) -> int:
+    """Run the model; return 1 if it failed on its rows: what else may be wrong shows later."""
+    try:
+        session.run(names, tensors)
+    except RunError:
+        return 1
+    except BaseException:  # noqa: BLE001  nothing may leave the fork
+        return 0
+    return 0
 
 
 def size_matters(

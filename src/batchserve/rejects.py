@@ -1,21 +1,24 @@
-"""Rows that cannot be scored: what a reject is, and how rejects are counted.
+"""Rows that cannot be scored: what a reject is, and how many an output may lack.
 
-A reject names its place exactly. Text files know the byte offset of a record (the line is
-counted from it only when somebody has to be told); Parquet knows the record number.
+A reject names its place exactly. While a partition is read, a record is numbered within its
+slice; the number in the file, and the line, are known when all slices before it are read.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
-RejectClass = Literal["PARSE", "CAST", "MISSING", "RANGE"]
+RejectClass = Literal["PARSE", "CAST", "MISSING", "RANGE", "MODEL", "NONFINITE", "CRASH"]
 """PARSE: not a record at all. CAST: a text that is no number. MISSING: a null in a model column.
-RANGE: a number that the model's type cannot hold."""
+RANGE: a number that the model's type cannot hold. MODEL: the model fails on the row. NONFINITE:
+its score is infinite or not a number. CRASH: the model kills its process on the row."""
 
-MAX_EXAMPLES = 3
-RAW_CHARACTERS = 200
+RAW_BYTES = 4096
+"""A raw record is cut after so many bytes."""
+VALUE_CHARACTERS = 200
+LOOK_ON_ROWS = 10_000
+"""Rejects over a budget of rows after which no more are looked for."""
 
 
 class Place(BaseModel, frozen=True):
@@ -23,9 +26,9 @@ class Place(BaseModel, frozen=True):
 
     path: str
     byte_offset: int | None = None
-    """Bytes before the record in the (unpacked) text file."""
-    record: int | None = None
-    """Records before it in the file, where it has no byte offset."""
+    """Bytes before the record in the (unpacked) text file; None for formats that are no text."""
+    record: int = 0
+    """Records before it in its slice."""
 
 
 class Reject(BaseModel, frozen=True):
@@ -36,8 +39,42 @@ class Reject(BaseModel, frozen=True):
     """The column at fault, empty when the record as a whole is."""
     place: Place
     value: str
-    """The text or number at fault, or the start of the raw record."""
+    """The text or number at fault."""
     reason: str
+    raw: str = ""
+    """The record as it stands in the file."""
+    cut: bool = False
+    """Whether `raw` is only its start."""
+
+
+def shown(raw: bytes) -> str:
+    r"""Return the start of a record as text, bytes that are not UTF-8 as `\xNN`.
+
+    Example:
+        >>> shown(b"caf\xe9,1\n")
+        'caf\\xe9,1'
+    """
+    return raw[:RAW_BYTES].decode("utf-8", "backslashreplace").rstrip("\r\n")
+
+
+class Line(BaseModel):
+    """One line of a rejects file."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    plan_id: str
+    file: str
+    record: int
+    """Number of the record in its file; 1 is the first after the header."""
+    line: int | None
+    """Line that the record starts in; 1 is the first of the file."""
+    byte_offset: int | None
+    column: str
+    kind: RejectClass = Field(alias="class")
+    reason: str
+    value: str
+    raw: str
+    raw_truncated: bool = False
 
 
 class RejectGroup(BaseModel, frozen=True):
@@ -46,41 +83,40 @@ class RejectGroup(BaseModel, frozen=True):
     kind: RejectClass
     column: str
     rows: int
-    examples: tuple[Reject, ...]
+    examples: tuple[Line, ...]
     """The first few, in input order."""
 
 
-class Rejects:
-    """Counts rejects as they are met, and keeps the first few of every group."""
+@dataclass(frozen=True)
+class Budget:
+    """How many rows may be rejected in an output that is published."""
 
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[RejectClass, str]] = Counter()
-        self._examples: dict[tuple[RejectClass, str], list[Reject]] = {}
+    rows: int | None = None
+    percent: float | None = None
+    """One of the two is set."""
 
-    def add(self, kind: RejectClass, column: str, made: Callable[[], Reject]) -> None:
-        """Count a reject; `made` is called only for the first few, as finding a place costs."""
-        self._counts[kind, column] += 1
-        examples = self._examples.setdefault((kind, column), [])
-        if len(examples) < MAX_EXAMPLES:
-            examples.append(made())
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Read `--max-errors`.
 
-    def groups(self) -> tuple[RejectGroup, ...]:
-        """Return what was counted, by class and column."""
-        return tuple(
-            RejectGroup(kind=kind, column=column, rows=rows, examples=tuple(self._examples[kind, column]))
-            for (kind, column), rows in sorted(self._counts.items())
-        )
+        Example:
+            >>> Budget.parse("7"), Budget.parse("0.5%")
+            (Budget(rows=7, percent=None), Budget(rows=None, percent=0.5))
+        """
+        text = text.strip()
+        return cls(percent=float(text[:-1])) if text.endswith("%") else cls(rows=int(text))
 
+    def allows(self, rejected: int, rows_in: int) -> bool:
+        """Whether an output may lack `rejected` of `rows_in` rows.
 
-def merged(groups: Iterable[RejectGroup]) -> tuple[RejectGroup, ...]:
-    """Add up the groups of several partitions, which are given in input order."""
-    gathered: dict[tuple[RejectClass, str], list[RejectGroup]] = {}
-    for group in groups:
-        gathered.setdefault((group.kind, group.column), []).append(group)
-    return tuple(_sum(same) for _, same in sorted(gathered.items()))
+        Example:
+            >>> Budget(percent=1).allows(2, 200), Budget(rows=1).allows(2, 200)
+            (True, False)
+        """
+        if self.percent is not None:
+            return rejected * 100 <= self.percent * rows_in
+        return rejected <= (self.rows or 0)
 
-
-def _sum(same: Sequence[RejectGroup]) -> RejectGroup:
-    examples = [example for group in same for example in group.examples]
-    rows = sum(group.rows for group in same)
-    return same[0].model_copy(update={"rows": rows, "examples": tuple(examples[:MAX_EXAMPLES])})
+    def hopeless(self, rejected: int) -> bool:
+        """Whether there are so many rejects that looking for more is of no use."""
+        return self.rows is not None and rejected > self.rows + LOOK_ON_ROWS

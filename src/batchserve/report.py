@@ -2,8 +2,8 @@
 
 import html
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from batchserve.binding import Feed
 from batchserve.codec import exact_integers, number_dtype
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
-from batchserve.inputs import Source
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
+from batchserve.inputs.records import LineCounter
+from batchserve.ledger import Ledger
 from batchserve.planning import Plan, usual_rows
-from batchserve.rejects import Place, Reject, RejectGroup
+from batchserve.rejects import Line, Place, RejectGroup
 from batchserve.target import Target
 
 
@@ -37,6 +39,8 @@ class Report:
     size_bytes: int
     amended: dict[str, str]
     """Columns that became text (or double) on the way, with the place that showed it."""
+    rejects: str | None = None
+    """The file of rejected rows, or None if every row was scored."""
     skipped: bool = False
     """True when there was nothing to do: the output was there, of this very plan."""
     rows_before: int = 0
@@ -51,6 +55,11 @@ class Report:
     def size_matters(self) -> bool:
         """Whether bits of scores were seen to depend on how many rows a run of the model has."""
         return any(run.plan.recipe.size_matters for run in self.receipt.runs)
+
+    @property
+    def drift(self) -> tuple[str, ...]:
+        """How files differed from the first one and what was made of it, in words."""
+        return self.receipt.runs[-1].plan.drift
 
     @property
     def rows_per_s(self) -> float:
@@ -73,6 +82,9 @@ class Report:
             "rows_out": receipt.rows_out,
             "rows_added": 0 if self.skipped else self.rows_added,
             "rows_rejected": receipt.rows_rejected,
+            "rejected_by": receipt.rejected_by,
+            "rejects": self.rejects,
+            "nonfinite": receipt.nonfinite,
             "nulls": receipt.nulls,
             "null_rules": receipt.null_rules,
             "rounded": receipt.rounded,
@@ -85,6 +97,7 @@ class Report:
             "workers": self.workers,
             "in_place": self.in_place,
             "amended": self.amended,
+            "drift": list(self.drift),
             "halved_batches": receipt.halved_batches,
             "size_matters": self.size_matters,
             "read_retries": receipt.read_retries,
@@ -115,40 +128,64 @@ def table_html(title: str, facts: dict[str, Any]) -> str:
     return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"
 
 
-def rejected(made: Plan, rows_in: int, groups: Sequence[RejectGroup]) -> DataError:
-    """Build the error for rows that cannot be scored: how many, where, and the ways on."""
-    total = sum(group.rows for group in groups)
-    lines = [f"{total:,} of {rows_in:,} rows cannot be scored; nothing was published"]
-    for group in groups:
-        column = f" {group.column}" if group.column else ""
-        lines.append(f"  {group.kind}{column}: {group.rows:,} row{'s' if group.rows > 1 else ''}")
-        lines += [f"    {_shown(example, made.sources)}" for example in group.examples]
-    return DataError("\n".join(lines), "; ".join(dict.fromkeys(map(_way_on, groups))))
+def rejected(kept: Ledger, path: Path, rows_in: int, partitions_left: int) -> DataError:
+    """Build the error of a run with too many rejects: how many, where, and the ways on.
+
+    Args:
+        kept: The rejects.
+        path: Where they were written.
+        rows_in: Rows that were read.
+        partitions_left: Partitions that were not scored any more.
+    """
+    rows, file = kept.file.rows, shortest(str(path))
+    lines = [f"{rows:,} of {rows_in:,} rows cannot be scored; nothing was published"]
+    if partitions_left:
+        lines.append(f"  stopped there: {partitions_left:,} partitions were not looked at")
+    for group in kept.groups:
+        name = f"{group.kind} {group.column}".rstrip()
+        lines.append(f"  {name}: {group.rows:,} row{'s' * (group.rows != 1)}")
+        lines += [f"    {_shown(example)}" for example in group.examples]
+    lines.append(f"  every one is in {file}")
+    goes_on = "goes on with the other rows" if partitions_left else "publishes the other rows at once"
+    ways = [f"--max-errors {rows} {goes_on}", *dict.fromkeys(map(_way_on, kept.groups))]
+    return DataError("\n".join(lines), "; or ".join(ways))
 
 
-def _shown(reject: Reject, sources: Sequence[Source]) -> str:
-    value = f" {reject.value!r}" if reject.value else ""
-    return f"{where(reject.place, sources)}:{value} {reject.reason}"
+def _shown(line: Line) -> str:
+    value = line.value or (line.raw.strip() if line.kind == "PARSE" else "")
+    short = f"{value[:_SHOWN_CHARACTERS]}…" if len(value) > _SHOWN_CHARACTERS else value
+    return f"{shortest(line.file)}{_at(line)}: {repr(short) + ' ' if value else ''}{line.reason}"
+
+
+_SHOWN_CHARACTERS = 80
+
+
+def _at(line: Line) -> str:
+    return f" row {line.record:,}" if line.line is None else f":{line.line}"
 
 
 def _way_on(group: RejectGroup) -> str:
     if group.kind == "MISSING":
         name = group.column
         return f"say what a null is: --on-null {name}:nan or --on-null {name}:fill=VALUE"
-    if group.kind == "PARSE":
+    if group.kind in {"PARSE", "MODEL", "CRASH"}:
         return "correct these records"
+    if group.kind == "NONFINITE":
+        return "keep such scores: --on-nonfinite keep"
     return f"correct {group.column}, or read another column: --map INPUT=COLUMN, or --features"
 
 
-def where(place: Place, sources: Sequence[Source]) -> str:
-    """Return a place as people write it: file and line, or file and row for Parquet.
+def where(place: Place, made: Plan) -> str:
+    """Return a place as people write it: file and line, or the file alone where it has no lines.
 
     The line is counted only now, from the byte offset.
     """
     if place.byte_offset is None:
-        return f"{shortest(place.path)} row {(place.record or 0) + 1:,}"
-    packed = next((source.gzip for source in sources if source.path == place.path), False)
-    return f"{shortest(place.path)}:{inputs.line_of(place, gzip=packed)}"
+        return shortest(place.path)
+    codec = next((source.codec for source in made.sources if source.path == place.path), None)
+    encoding = made.recipe.reading.dialect.encoding
+    line = LineCounter(place.path, codec=codec, encoding=encoding).line_of(place.byte_offset)
+    return f"{shortest(place.path)}:{line}"
 
 
 def shortest(path: str) -> str:
@@ -168,11 +205,46 @@ def plan_facts(made: Plan) -> dict[str, str]:
         f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
         "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
     }
+    facts |= _written(made)
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
     facts |= {f"in  {each.input}": f"{each}, in every run" for each in binding.constants}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
     facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
+    facts |= _added(made) | {f"drift {i}": line for i, line in enumerate(made.drift, 1)}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
+
+
+def _written(made: Plan) -> dict[str, str]:
+    """Return how text files are written, where there is something to say of it."""
+    form = made.sources[0].format if made.sources else "parquet"
+    encoding = made.dialect.dialect.encoding
+    if form == "csv":
+        return {"dialect": str(made.dialect)}
+    return {"encoding": encoding} if encoding != "utf-8" else {}
+
+
+def dialect_note(made: Plan) -> str | None:
+    """Return what people should know of how the files were read, if anything."""
+    if not made.sources or made.sources[0].format != "csv" or not made.dialect.doubtful:
+        return None
+    return f"{shortest(made.sources[0].path)} is read with {made.dialect}"
+
+
+def _added(made: Plan) -> dict[str, str]:
+    """Return which columns rows get besides those of their files."""
+    schema = made.recipe.reading.schema_
+    facts = {}
+    if names := [name for name in made.added if name not in {SOURCE_FILE, SOURCE_ROW}]:
+        facts["folders"] = (
+            ", ".join(f"{name} ({schema.field(name).type})" for name in names) + " by their names"
+        )
+    if SOURCE_ROW in made.added:
+        read = len(inputs.counted(made.partitions))
+        once = (
+            f"; {read:,} text file{'s' * (read != 1)} of several partitions read once more, to count records"
+        )
+        facts["adds"] = f"{SOURCE_FILE}, {SOURCE_ROW}{once if read else ''}"
+    return facts
 
 
 def _lowered(made: Plan) -> str:
@@ -221,7 +293,7 @@ def _given_as(column: str, made: Plan) -> str:
 
 
 def _independence(made: Plan) -> str:
-    if made.rows_depend:
+    if made.recipe.rows_depend:
         return "may depend on each other (--rows-depend): scores hold for this batch size only"
     bits = "; a run halved for want of memory would give other last bits"
     return f"independent: proven on the first rows{bits if made.recipe.size_matters else ''}"

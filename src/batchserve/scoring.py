@@ -3,29 +3,29 @@
 read -> bind -> run -> encode -> write part -> receipt
 """
 
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from batchserve import codec, inputs, outputs, predictions
 from batchserve.binding import Binding
 from batchserve.codec import Encoded, Misfit
-from batchserve.errors import MemoryShortError, StallError
-from batchserve.inputs import ArrowSchema, BadRecord, Block, Extent, Partition, Reading, TypeMisfit
+from batchserve.errors import CrashError, MemoryShortError, RunError, StallError
+from batchserve.inputs import ArrowSchema, BadRecord, Block, Fault, Partition, Reading, TypeMisfit
 from batchserve.model import Session, Tensor, session_for
 from batchserve.modelfile import ModelSpec
-from batchserve.outputs import Amendment, Facts, Receipt, Workspace
+from batchserve.outputs import Receipt, Workspace
 from batchserve.predictions import Prediction
-from batchserve.rejects import Reject, Rejects
+from batchserve.rejects import Reject, RejectClass
 from batchserve.runs import Runs
 from batchserve.storage import patiently
+from batchserve.tally import Tally
 
 
 class Recipe(BaseModel):
@@ -45,6 +45,10 @@ class Recipe(BaseModel):
     """Rows of every single run of the model; short ones are padded."""
     limit: int | None = None
     """Records to read, or None for all."""
+    rows_depend: bool = False
+    """Whether rows may change each other's scores: then none can be left out of a run."""
+    on_nonfinite: Literal["keep", "reject"] = "keep"
+    """What becomes of a row whose score is infinite or not a number."""
     size_matters: bool = False
     """Whether bits of scores were seen to depend on how many rows a run has."""
 
@@ -55,6 +59,7 @@ def score_partition(
     workspace: Workspace,
     tick: Callable[[int], None] = lambda _: None,
     stall_timeout_s: float | None = None,
+    kind: type[Runs] = Runs,
 ) -> Receipt:
     """Score one partition into a durable part and return its receipt.
 
@@ -68,6 +73,7 @@ def score_partition(
         workspace: Where the part and its receipt go.
         tick: Told now and then how many rows are scored.
         stall_timeout_s: Seconds after which a run of the model is stopped, or None.
+        kind: What runs the model.
 
     Raises:
         DataError: An input is damaged.
@@ -78,7 +84,7 @@ def score_partition(
     if receipt := outputs.committed(workspace, partition.name):
         return receipt
     try:
-        return patiently(partial(_attempt, partition, recipe, workspace, tick, stall_timeout_s))
+        return patiently(partial(_attempt, partition, recipe, workspace, tick, stall_timeout_s, kind))
     except (MemoryShortError, StallError) as error:
         raise type(error)(f"{partition.place}: {error.message}", error.hint) from error
     except MemoryError as error:
@@ -86,24 +92,18 @@ def score_partition(
         raise MemoryShortError(f"{partition.place}: memory ran out", hint) from error
 
 
-def _attempt(
-    partition: Partition,
-    recipe: Recipe,
-    workspace: Workspace,
-    tick: Callable[[int], None],
-    stall_timeout_s: float | None,
-    retries: int,
-) -> Receipt:
-    tally = Tally()
-    tally.retries = retries
-    with tally.timed("model"):
-        runs = runs_of(recipe, stall_timeout_s)
+def _attempt(  # noqa: PLR0913, PLR0917  one more than it should be: the count of earlier tries
+    partition: Partition, recipe: Recipe, workspace: Workspace, tick: Callable[[int], None],
+    stall_timeout_s: float | None, kind: type[Runs], retries: int,
+) -> Receipt:  # fmt: skip
     with outputs.open_part(workspace, partition.name, recipe.schema_) as part:
-        for rows in aligned(encoded(partition, recipe, tally), recipe.batch_rows):
-            with tally.timed("model"):
-                columns = predict(runs, recipe.predictions, rows.tensors, recipe.batch_rows)
+        tally = Tally(part.reject)
+        tally.retries = retries
+        with tally.timed("model"):
+            runs = runs_of(recipe, stall_timeout_s, kind)
+        for rows, columns in scored(partition, recipe, runs, tally):
             with tally.timed("write"):
-                part.write(rows.kept, columns)
+                part.write(rows.encoded.kept, columns)
             tick(tally.rows_in)
         with tally.timed("write"):
             part.finish()
@@ -111,7 +111,7 @@ def _attempt(
         return part.commit(partition.index, tally.facts(partition))
 
 
-def runs_of(recipe: Recipe, timeout_s: float | None = None) -> Runs:
+def runs_of(recipe: Recipe, timeout_s: float | None = None, kind: type[Runs] = Runs) -> Runs:
     """Return what runs the model of a recipe: it knows the inputs that no column fills.
 
     Raises:
@@ -119,134 +119,224 @@ def runs_of(recipe: Recipe, timeout_s: float | None = None) -> Runs:
     """
     binding = recipe.binding
     fixed = binding.fixed_batch is not None
-    return Runs(session_for(recipe.model), timeout_s, binding.constant_tensors, fixed=fixed)
+    return kind(session_for(recipe.model), timeout_s, binding.constant_tensors, fixed=fixed)
 
 
-class Tally:
-    """What is counted while a partition is read."""
-
-    def __init__(self) -> None:
-        self.rows_in = 0
-        self.rows_rejected = 0
-        self.extents: list[tuple[int, int]] = []
-        self.nulls: Counter[str] = Counter()
-        self.rounded: Counter[str] = Counter()
-        self.rejects = Rejects()
-        self.amendments: dict[str, Amendment] = {}
-        self.seconds: Counter[str] = Counter()
-        self.halved = self.retries = 0
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds the block takes to `stage`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]
-
-    def bad_record(self, reject: Reject) -> None:
-        """Count a record that could not be read."""
-        self.rows_in += 1
-        self.rows_rejected += 1
-        self.rejects.add(reject.kind, reject.column, lambda: reject)
-
-    def amend(self, misfit: TypeMisfit) -> None:
-        """Note that a column needs another type; the first text that says so is kept."""
-        self.rows_in += 1
-        amendment = Amendment(
-            column=misfit.column, becomes=misfit.becomes, place=misfit.place, value=misfit.value
-        )
-        self.amendments.setdefault(misfit.column, amendment)
-
-    def facts(self, partition: Partition) -> Facts:
-        """Return what was counted."""
-        return Facts(
-            rows_in=self.rows_in, rows_rejected=self.rows_rejected, bytes_in=partition.size_bytes,
-            extents=tuple(self.extents), nulls=dict(self.nulls), rounded=dict(self.rounded),
-            rejects=self.rejects.groups(),
-            amendments=tuple(self.amendments.values()), seconds=dict(self.seconds),
-            halved_batches=self.halved, read_retries=self.retries,
-        )  # fmt: skip
+# -- rows to the model ------------------------------------------------------------------------
 
 
-def encoded(partition: Partition, recipe: Recipe, tally: Tally) -> Iterator[Encoded]:
-    """Read a partition as rows ready for the model; rows at fault are counted and left out."""
+@dataclass(frozen=True)
+class _Stretch:
+    """Rows of one block, and where they came from."""
+
+    block: Block
+    slice: int
+    record: int
+    """Records of the slice before the block."""
+    rows: range | NDArray[np.int64]
+    """Their row numbers in the block."""
+
+    def cut(self, start: int, stop: int) -> "_Stretch":
+        return replace(self, rows=self.rows[start:stop])
+
+    def reject(self, at: int, fault: Fault) -> Reject:
+        row = int(self.rows[at])
+        return self.block.reject(row, self.record + row, fault)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ready for the model, each still knowing its record."""
+
+    encoded: Encoded
+    origins: tuple[_Stretch, ...]
+
+    def __len__(self) -> int:
+        return self.encoded.rows
+
+    def slice(self, start: int, stop: int) -> "Rows":
+        """Return rows `start` to `stop` without copying."""
+        found, at = [], 0
+        for stretch in self.origins:
+            first, last = max(start - at, 0), min(stop - at, len(stretch.rows))
+            if first < last:
+                found.append(stretch.cut(first, last))
+            at += len(stretch.rows)
+        return Rows(self.encoded.slice(start, stop), tuple(found))
+
+    def joined(self, other: "Rows") -> "Rows":
+        """Return these rows followed by those of `other`."""
+        return Rows(self.encoded.joined(other.encoded), self.origins + other.origins)
+
+    def take(self, good: NDArray[np.bool_]) -> "Rows":
+        """Return only the rows where `good` is true."""
+        found, at = [], 0
+        for stretch in self.origins:
+            kept = np.asarray(stretch.rows)[good[at : at + len(stretch.rows)]]
+            found.append(replace(stretch, rows=kept))
+            at += len(stretch.rows)
+        return Rows(self.encoded.take(good), tuple(found))
+
+    def reject(self, row: int, fault: Fault) -> tuple[int, Reject]:
+        """Return the number of the slice that a row is of, and the reject for it."""
+        for stretch in self.origins:
+            if row < len(stretch.rows):
+                return stretch.slice, stretch.reject(row, fault)
+            row -= len(stretch.rows)
+        raise IndexError(row)
+
+
+def bound(partition: Partition, recipe: Recipe, tally: Tally) -> Iterator[Rows]:
+    """Read a partition as rows ready for the model; rows at fault are told and left out."""
     for part in partition.slices:
+        tally.begin_slice()
         items = inputs.read(part, recipe.reading)
         while (item := _next(items, tally)) is not None:
             if isinstance(item, Block):
                 yield _bound(_limited(item, recipe.limit, tally), recipe, tally)
             elif isinstance(item, BadRecord):
-                tally.bad_record(item.reject)
+                _refused(item.reject, tally)
             elif isinstance(item, TypeMisfit):
                 tally.amend(item)
             else:
-                tally.extents.append((item.start, item.stop))
+                tally.end_slice(item)
             if recipe.limit is not None and tally.rows_in >= recipe.limit:
                 return
 
 
-def _next(items: Iterator[inputs.Item], tally: Tally) -> Block | BadRecord | TypeMisfit | Extent | None:
+def _next(items: Iterator[inputs.Item], tally: Tally) -> inputs.Item | None:
     with tally.timed("read"):
         return next(items, None)
+
+
+def _refused(reject: Reject, tally: Tally) -> None:
+    place = reject.place.model_copy(update={"record": tally.record})
+    tally.reject(tally.slice, reject.model_copy(update={"place": place}))
+    tally.read(1)
 
 
 def _limited(block: Block, limit: int | None, tally: Tally) -> Block:
     rows = block.batch.num_rows
     if limit is not None and rows > limit - tally.rows_in:
-        batch = block.batch.slice(0, limit - tally.rows_in)
-        return Block(batch, block.path, block.base, block.raw, block.format)
+        return replace(block, batch=block.batch.slice(0, limit - tally.rows_in))
     return block
 
 
-def _bound(block: Block, recipe: Recipe, tally: Tally) -> Encoded:
+def _bound(block: Block, recipe: Recipe, tally: Tally) -> Rows:
     with tally.timed("bind"):
-        rows, misfits = codec.encode(block.batch, recipe.binding, recipe.keep)
-        tally.rows_in += block.batch.num_rows
-        tally.nulls += rows.nulls
-        tally.rounded += rows.rounded
-        return _without(rows, misfits, block, tally) if misfits else rows
+        encoded, misfits = codec.encode(block.batch, recipe.binding, recipe.keep)
+        tally.nulls += encoded.nulls
+        tally.rounded += encoded.rounded
+        origin = _Stretch(block, tally.slice, tally.record, range(block.batch.num_rows))
+        rows = _without(Rows(encoded, (origin,)), misfits, tally) if misfits else Rows(encoded, (origin,))
+        tally.read(block.batch.num_rows)
+        return rows
 
 
-def _without(rows: Encoded, misfits: Sequence[Misfit], block: Block, tally: Tally) -> Encoded:
-    """Take the rows at fault out; a row with several faults is counted once, by the first."""
-    good = np.ones(rows.rows, dtype=bool)
+def _without(rows: Rows, misfits: Sequence[Misfit], tally: Tally) -> Rows:
+    """Take the rows at fault out; a row with several faults is told once, by the first."""
+    good = np.ones(len(rows), dtype=bool)
     for misfit in sorted(misfits, key=lambda m: m.row):
         if good[misfit.row]:
             good[misfit.row] = False
-            tally.rejects.add(misfit.kind, misfit.column, partial(_reject, misfit, block))
-    tally.rows_rejected += int((~good).sum())
+            fault = Fault(misfit.kind, misfit.column, misfit.value, misfit.reason)
+            tally.reject(*rows.reject(misfit.row, fault))
     return rows.take(good)
 
 
-def _reject(misfit: Misfit, block: Block) -> Reject:
-    return Reject(
-        kind=misfit.kind, column=misfit.column, place=block.place(misfit.row), value=misfit.value,
-        reason=misfit.reason,
-    )  # fmt: skip
-
-
-def aligned(rows: Iterable[Encoded], batch_rows: int) -> Iterator[Encoded]:
+def aligned(pieces: Iterable[Rows], batch_rows: int) -> Iterator[Rows]:
     """Re-cut rows so that all pieces but the last are whole multiples of `batch_rows`.
 
     So padding is paid once per partition, not once per block of the reader.
     """
-    carry: Encoded | None = None
-    for piece in rows:
+    carry: Rows | None = None
+    for piece in pieces:
         start = 0
         if carry is not None:
-            start = min(batch_rows - carry.rows, piece.rows)
+            start = min(batch_rows - len(carry), len(piece))
             carry = carry.joined(piece.slice(0, start))
-            if carry.rows < batch_rows:
+            if len(carry) < batch_rows:
                 continue
             yield carry
-        stop = start + (piece.rows - start) // batch_rows * batch_rows
+        stop = start + (len(piece) - start) // batch_rows * batch_rows
         if stop > start:
             yield piece.slice(start, stop)
-        carry = piece.slice(stop, piece.rows) if stop < piece.rows else None
+        carry = piece.slice(stop, len(piece)) if stop < len(piece) else None
     if carry is not None:
         yield carry
+
+
+# -- rows that the model refuses --------------------------------------------------------------
+
+_Found = tuple[Rows, int, list[pa.Array]]
+"""Rows, how many the model was given before them, and one array of as many entries per prediction."""
+
+
+def scored(
+    partition: Partition, recipe: Recipe, runs: Runs, tally: Tally
+) -> Iterator[tuple[Rows, list[pa.Array]]]:
+    """Read a partition and run the model; rows that it fails on are told and left out.
+
+    Yields:
+        Rows, and one array of as many entries per prediction.
+
+    Raises:
+        ModelError: The model does not fit; or it fails, and its rows depend on each other, so that
+            none can be left out.
+    """
+    position = 0
+    for rows in aligned(bound(partition, recipe, tally), recipe.batch_rows):
+        for found in _apart(rows, position, recipe, runs, tally):
+            yield _finite(found, recipe, tally)
+        position += len(rows)
+
+
+def _apart(rows: Rows, position: int, recipe: Recipe, runs: Runs, tally: Tally) -> Iterator[_Found]:
+    """Run the model; where it fails, over the halves, until only the rows at fault are left.
+
+    Every run is filled up to the same shape, so the other rows keep their bits.
+    """
+    try:
+        with tally.timed("model"):
+            columns = predict(runs, recipe.predictions, rows.encoded.tensors, recipe.batch_rows)
+    except RunError as error:
+        if recipe.rows_depend:
+            raise
+        if len(rows) == 1:
+            kind: RejectClass = "CRASH" if isinstance(error, CrashError) else "MODEL"
+            tally.refuse(position, *rows.reject(0, Fault(kind, "", "", error.message)))
+            return
+    else:
+        yield rows, position, columns
+        return
+    half = _half(len(rows), recipe.batch_rows)
+    yield from _apart(rows.slice(0, half), position, recipe, runs, tally)
+    yield from _apart(rows.slice(half, len(rows)), position + half, recipe, runs, tally)
+
+
+def _half(rows: int, batch_rows: int) -> int:
+    runs = -(-rows // batch_rows)
+    return runs // 2 * batch_rows if runs > 1 else rows // 2
+
+
+def _finite(found: _Found, recipe: Recipe, tally: Tally) -> tuple[Rows, list[pa.Array]]:
+    """Count scores that are infinite or not a number; take their rows out if that was asked for."""
+    rows, position, columns = found
+    good = np.ones(len(rows), dtype=bool)
+    for prediction, column in zip(recipe.predictions, columns, strict=True):
+        wrong = predictions.nonfinite(column)
+        if wrong is None:
+            continue
+        tally.nonfinite[prediction.column] += int(wrong.sum())
+        for row in np.flatnonzero(wrong & good) if recipe.on_nonfinite == "reject" else ():
+            good[row] = False
+            fault = Fault(
+                "NONFINITE", prediction.column, str(column[row]), "a score that is no finite number"
+            )
+            tally.refuse(position + int(row), *rows.reject(int(row), fault))
+    if good.all():
+        return rows, columns
+    return rows.take(good), [predictions.filtered(column, good) for column in columns]
 
 
 def predict(

@@ -23,7 +23,10 @@ META_DIR = "_batchserve"
 _SHOWN = 3
 _RECORD_BYTES = 64 << 10
 """A record of a rejects file is shorter."""
-_DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".arrow", ".feather", ".tsv", ".txt", ".gz", ".xlsx"}
+_DATA_SUFFIXES = {
+    ".csv", ".json", ".jsonl", ".ndjson", ".arrow", ".arrows", ".feather", ".ipc", ".tsv", ".tab", ".txt",
+    ".gz", ".bz2", ".zst", ".xz", ".xlsx",
+}  # fmt: skip
 _PARQUET_SUFFIXES = {".parquet", ".pq"}
 
 
@@ -34,6 +37,8 @@ class Target:
     path: Path
     dataset: bool
     """True for a folder of parts, False for one file."""
+    rejects_path: Path | None = None
+    """Where rejects go if the user said where."""
 
     @property
     def workspace(self) -> Path:
@@ -50,9 +55,16 @@ class Target:
     @property
     def rejects(self) -> Path:
         """Where the rejects of the output go; a run without rejects removes those of an earlier one."""
+        if self.rejects_path:
+            return self.rejects_path
         if self.dataset:
             return self.path / META_DIR / "rejects.jsonl"
         return self.path.with_name(f"{self._stem}.rejects.jsonl")
+
+    @property
+    def rejects_beside(self) -> Path:
+        """Where rejects go while the output is not there: beside it, also for a dataset."""
+        return self.rejects_path or self.path.with_name(f"{self._stem}.rejects.jsonl")
 
     @property
     def _stem(self) -> str:
@@ -93,7 +105,10 @@ def manifest(found: Target) -> Manifest:
         raise OutputError(f"{path}: is missing or damaged", hint) from error
 
 
-def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, if_exists: str) -> Target:
+def locate(
+    output: str, given: Sequence[str], sources: Sequence[Source], *, if_exists: str,
+    rejects: str | None = None,
+) -> Target:  # fmt: skip
     """Check where the output is to go, before any work.
 
     Args:
@@ -101,23 +116,25 @@ def locate(output: str, given: Sequence[str], sources: Sequence[Source], *, if_e
         given: The inputs as the user gave them.
         sources: The input files.
         if_exists: What to do with an output that is there: error, skip, overwrite or append.
+        rejects: Where rejected rows go, or None for beside the output.
 
     Raises:
         UsageError: The suffix is that of another format, or one file is to be appended to.
         OutputError: The output is an input, exists, or its folder does not.
         AccessError: Its folder cannot be written to.
     """
-    found = at(output)
+    found = at(output, rejects)
     if if_exists == "append" and not found.dataset:
         message = f"{output}: one file cannot be appended to"
         raise UsageError(message, f"name a dataset folder: {Path(output).with_suffix('')}")
     _check_not_input(output, found, given, sources)
     storage.check_writable(found.path.parent)
     _check_free(output, found, if_exists)
+    _check_rejects(found, given, sources)
     return found
 
 
-def at(output: str) -> Target:
+def at(output: str, rejects: str | None = None) -> Target:
     """Return the target that a path means: a Parquet suffix makes a file, none or a `/` a dataset.
 
     Raises:
@@ -133,7 +150,26 @@ def at(output: str) -> Target:
         path = Path(output).resolve()
     except RuntimeError as error:  # of a link that leads back to itself
         raise OutputError(f"{output}: is a link to itself", "name another output") from error
-    return Target(path, suffix not in _PARQUET_SUFFIXES or output.endswith("/"))
+    rejects_path = Path(rejects).resolve() if rejects else None
+    return Target(path, suffix not in _PARQUET_SUFFIXES or output.endswith("/"), rejects_path)
+
+
+def _check_rejects(found: Target, given: Sequence[str], sources: Sequence[Source]) -> None:
+    """Refuse to write rejects over a file of somebody else's, or where the next run would read them."""
+    if found.rejects_path:
+        storage.check_writable(found.rejects_path.parent)
+    for path in {found.rejects, found.rejects_beside}:
+        with translated(path):
+            there = storage.disk.size_bytes(path) is not None
+        if any(there and path.samefile(source.path) for source in sources):
+            raise OutputError(f"{path}: is an input and would hold the rejects", "name another output")
+        if there and not _plan_id_in(path):
+            hint = "rejected rows go there: move it, or name another file: --rejects PATH"
+            raise OutputError(f"{path}: exists and was not written by batchserve", hint)
+        pattern = next((text for text in given if _would_match(text, path)), None)
+        if pattern and not found.path.is_relative_to(Path(pattern).absolute()):
+            message = f"{path}: rejected rows go there, and the input {pattern} would match it"
+            raise OutputError(message, "write to another folder, or say where they go: --rejects PATH")
 
 
 def _check_not_input(output: str, found: Target, given: Sequence[str], sources: Sequence[Source]) -> None:
@@ -263,14 +299,33 @@ def rejects_plan_id(found: Target) -> str:
     Returns:
         An empty text if there is no such file, or if it is none of ours.
     """
-    with translated(found.rejects):
-        if storage.disk.size_bytes(found.rejects) is None:
+    return _plan_id_in(found.rejects)
+
+
+def _plan_id_in(path: Path) -> str:
+    with translated(path):
+        if storage.disk.size_bytes(path) is None:
             return ""
-        first, _, _ = storage.disk.head(found.rejects, _RECORD_BYTES).partition(b"\n")
+        first, _, _ = storage.disk.head(path, _RECORD_BYTES).partition(b"\n")
     try:
         return str(json.loads(first)["plan_id"])
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+def drop_refused(found: Target) -> None:
+    """Remove the rejects of a run that was refused, now that the output is there."""
+    path = found.rejects_beside
+    if path != found.rejects and _plan_id_in(path):
+        storage.remove(path)
+
+
+def refused_rejects(found: Target) -> Path:
+    """Return where the rejects of a run go that publishes nothing.
+
+    Those beside an output that is there belong to it, so they stay.
+    """
+    return found.workspace / "rejects.jsonl" if taken(found) else found.rejects_beside
 
 
 def check_not_like_input(found: Target, plan: Plan) -> None:
@@ -283,6 +338,7 @@ def check_not_like_input(found: Target, plan: Plan) -> None:
         return
     with translated(found.path):
         names = pq.read_schema(found.path).names
-    if names == plan.recipe.reading.schema_.names:
+    every = plan.recipe.reading.schema_.names
+    if names in (every, [name for name in every if name not in plan.added]):
         message = f"{found.path}: has the columns of the inputs; is it the last input and no output named?"
         raise OutputError(message, "the last path is where the output goes")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,8 +16,9 @@ from batchserve.errors import BatchserveError, DataError, NotFoundError
 from batchserve.inputs import Partition, Source
 from batchserve.modelfile import identify
 from batchserve.outputs import RowGroup
-from batchserve.scoring import Recipe, Tally
+from batchserve.scoring import Recipe, Rows
 from batchserve.storage import translated
+from batchserve.tally import Tally
 from batchserve.target import Target
 
 ROWS = 1000
@@ -169,9 +171,17 @@ def _paths(found: Target) -> list[Path]:
 
 
 def _rejects(found: Target, receipt: OutputReceipt) -> list[str]:
-    if receipt.rows_rejected or not target.rejects_plan_id(found):
-        return []
-    return [f"{found.rejects}: is there, but no row was rejected"]
+    kept = receipt.rejects
+    if kept is None:
+        return (
+            [f"{found.rejects}: is there, but no row was rejected"] if target.rejects_plan_id(found) else []
+        )
+    path = Path(kept.name) if "/" in kept.name else found.rejects
+    if storage.disk.size_bytes(path) is None:
+        return [f"{path}: is not there, and has {kept.rows:,} rejects"]
+    if storage.file_sha256(path) != kept.sha256:
+        return [f"{path}: has other bytes"]
+    return []
 
 
 # -- rows scored again ------------------------------------------------------------------------
@@ -188,6 +198,8 @@ class _Sample:
     rows: int
     row: int
     """Rows of the output before it."""
+    refused: tuple[int, ...]
+    """Rows of the partition that the model refused."""
 
 
 def _score_again(found: Target, receipt: OutputReceipt, model: str | None, verdict: Verdict) -> None:
@@ -230,7 +242,8 @@ def _candidates(receipt: OutputReceipt, chance: random.Random) -> Iterator[_Samp
             starts = range(0, scored.rows_out, size)
             for first in sorted(chance.sample(starts, min(each, len(starts)))):
                 rows = min(size, scored.rows_out - first)
-                yield _Sample(run, _exact(partition, scored.extents), first, rows, row + first)
+                part = _exact(partition, scored.extents)
+                yield _Sample(run, part, first, rows, row + first, scored.refused)
             row += scored.rows_out
 
 
@@ -274,16 +287,30 @@ def _compared(found: Target, sample: _Sample, model: str | None) -> list[str]:
 def _scored(sample: _Sample, recipe: Recipe) -> pa.Table:
     """Read the partition up to the micro-batch and run the model on that."""
     session = scoring.runs_of(recipe)
-    before = 0
-    pieces = scoring.aligned(scoring.encoded(sample.partition, recipe, Tally()), recipe.batch_rows)
-    for rows in pieces:
-        if sample.first < before + rows.rows:
-            piece = rows.slice(sample.first - before, sample.first - before + sample.rows)
+    tables, before = [recipe.schema_.empty_table()], 0
+    for rows in _accepted(sample, recipe):
+        first, last = max(0, sample.first - before), min(len(rows), sample.first + sample.rows - before)
+        if first < last:
+            piece = rows.slice(first, last).encoded
             columns = scoring.predict(session, recipe.predictions, piece.tensors, recipe.batch_rows)
             arrays: list[Any] = [*piece.kept.columns, *columns]
-            return pa.Table.from_arrays(arrays, schema=recipe.schema_)
-        before += rows.rows
-    return recipe.schema_.empty_table()
+            tables.append(pa.Table.from_arrays(arrays, schema=recipe.schema_))
+        before += len(rows)
+        if before >= sample.first + sample.rows:
+            break
+    return pa.concat_tables(tables)
+
+
+def _accepted(sample: _Sample, recipe: Recipe) -> Iterator[Rows]:
+    """Read the rows of the partition that the model did not refuse."""
+    refused = np.array(sample.refused, np.int64)
+    position = 0
+    for rows in scoring.aligned(scoring.bound(sample.partition, recipe, Tally()), recipe.batch_rows):
+        here = refused[(refused >= position) & (refused < position + len(rows))] - position
+        good = np.ones(len(rows), dtype=bool)
+        good[here] = False
+        position += len(rows)
+        yield rows.take(good) if here.size else rows
 
 
 def _read(found: Target, row: int, rows: int) -> pa.Table:

@@ -19,6 +19,8 @@ from batchserve.storage import translated, translated_writing
 from batchserve.target import Target
 
 PLAN_FILE = "plan.json"
+REFUSED_FILE = "refused"
+"""Says that the run is over and nothing was published: too many rows were rejected."""
 LOCK_FILE = "lock"
 LOCK_WAIT_S = 5.0
 _BRIEF_CHARS = 60
@@ -71,7 +73,8 @@ def _prepare(found: Target, plan: Plan, *, fresh: bool) -> None:
         before = stored(found)
         if before and before.plan_id == plan.plan_id and not fresh:
             return
-        if before and before.plan_id != plan.plan_id and not fresh and receipts_in(folder):
+        refused = REFUSED_FILE in storage.disk.names(folder)
+        if before and before.plan_id != plan.plan_id and not (fresh or refused) and receipts_in(folder):
             raise _other(found, before, plan)
         mend = before is None and not fresh  # a damaged plan: the receipts say whose they are
         for name in storage.disk.names(folder):
@@ -115,6 +118,13 @@ def done(space: Workspace, partitions: Sequence[Partition]) -> list[Receipt]:
     here = [p for p in partitions if f"{p.name}.json" in names]
     found = [outputs.committed(space, p.name) for p in here]
     return [receipt for receipt in found if receipt]
+
+
+def refuse(space: Workspace) -> None:
+    """Note that the run is over: another plan may take its place without asking."""
+    with translated_writing(space.path):
+        storage.remove(space.file(REFUSED_FILE))
+        storage.write_durable(space.file(REFUSED_FILE), b"too many rejects\n")
 
 
 def discard(folder: Path) -> None:
@@ -206,7 +216,9 @@ def _facts(plan: Plan) -> dict[str, str]:
         "types fixed": ", ".join(plan.types),
         "batch rows": f"{recipe.batch_rows:,}",
         "limit": f"{recipe.limit}",
-        "rows depend": f"{plan.rows_depend}",
+        "drift": ", ".join(plan.drift),
+        "rows depend": f"{recipe.rows_depend}",
+        "non-finite scores": recipe.on_nonfinite,
         **plan.versions,
     }
 

@@ -150,14 +150,19 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help="An ONNX model.")],
+    file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],
     debug: flags.Debug = None,
 ) -> None:
-    """Show what a model takes and gives.
+    """Show what a model takes and gives, or what a data file holds.
 
     Example: batchserve inspect model.onnx
     """
-    from batchserve import console, frames
+    from batchserve import console, survey
+
+    if survey.is_data(file):
+        console.table(file, survey.described(file))
+        return
+    from batchserve import frames
 
     console.table(file, frames.described(file))
 
@@ -181,6 +186,41 @@ def verify(
     again = f"{verdict.rows_scored:,} rows of {verdict.partitions_scored:,} partitions, equal to the bit"
     told = {f"not done {i}": text for i, text in enumerate(verdict.skipped, 1)}
     console.table(output, verdict.facts | {"scored again": again} | told)
+
+
+@app.command()
+def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
+    rejects: Annotated[str, typer.Argument(help="A rejects file, its records corrected.", metavar="REJECTS")],
+    output: flags.Output,
+    model: flags.ModelPath = None,
+    on_null: flags.OnNull = None,
+    max_errors: flags.MaxErrors = None,
+    if_exists: flags.IfExists = None,
+    overwrite: flags.Overwrite = None,
+    json: flags.Json = None,
+    quiet: flags.Quiet = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Score corrected records of a rejects file as their job scored the others.
+
+    Example: batchserve retry flights.rejects.jsonl corrected.parquet
+    """
+    from batchserve import console, correction, log
+
+    wishes = {
+        "model": model, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
+        "overwrite": overwrite, "json": json, "quiet": quiet,
+    }  # fmt: skip
+    screen = console.Screen(quiet=bool(quiet or json))
+    try:
+        with Stop(screen) as stop:
+            said = {name: value for name, value in wishes.items() if value is not None}
+            report = correction.retry(rejects, output, said, stop)
+    finally:
+        screen.close()
+    screen.summary(report)
+    if json:
+        console.out(log.as_json(report.facts()))
 
 
 @app.command()

@@ -4,27 +4,50 @@ A partition is what one task scores: slices of files, in input order. Reading a 
 blocks of typed rows, records that could not be read, and at last the slice's exact extent.
 One module per format, each with the same three functions:
 
-    look(source, infer, types) -> Look            the columns, from headers and samples
-    split(source, target_bytes) -> [Slice]    ranges that can be read apart
+    look(sources, sampled, wish) -> Look          the columns, from headers and samples
+    split(source, target_bytes, dialect)          ranges that can be read apart, as slices
+    count(part, dialect)                          where a slice stops, and how many records it has
     read(part, reading) -> blocks, bad records    the rows of one range
+
+A format knows a file's own columns alone. What a file lacks, or has by its folders, its name
+or in another type than the first file, is added to its blocks afterwards (`shaping`).
 """
 
 import base64
+import importlib
+import itertools
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-from batchserve.errors import DataError, UsageError
-from batchserve.rejects import Place, Reject
+from batchserve.errors import UsageError
+from batchserve.inputs.dialect import COMMON, PLAIN, Asked, Dialect, Found
+from batchserve.rejects import RAW_BYTES, VALUE_CHARACTERS, Place, Reject, RejectClass, shown
 from batchserve.storage import patiently, transient_reading
 
+if TYPE_CHECKING:
+    from batchserve.inputs import records
+
 T = TypeVar("T")
-Format = Literal["csv", "jsonl", "parquet"]
+SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"
+"""The columns that `--add-source` adds: path of the file, and number of the record in it from 1 on."""
+Format = Literal["csv", "jsonl", "parquet", "arrow"]
+TEXT_FORMATS = frozenset({"csv", "jsonl"})
+"""Formats whose slices are ranges of bytes, with starts that may be guesses."""
+Layout = tuple[tuple[str, str], ...]
+"""Columns of one file in its order: their names in the file, and in the job."""
+Folders = tuple[tuple[str, str | None], ...]
+"""Columns of a file that folders like `year=2013` give: their names and texts."""
+Codec = Literal["gzip", "bzip2", "zstd", "xz"]
+"""How a text file is packed."""
 
 
 def _schema_in(value: Any) -> Any:
@@ -44,17 +67,28 @@ class Source(BaseModel, frozen=True):
 
     path: str
     format: Format
-    gzip: bool
+    delimiter: str | None = None
+    """What the suffix says of the delimiter of a CSV: a tab for `.tsv`, else nothing."""
+    codec: Codec | None = None
+    folders: Folders = ()
     size_bytes: int
     mtime_ns: int
 
+    def same_file(self, other: "Source") -> bool:
+        """Whether `other` is the same version of the same file, however it was named."""
+        mine, others = (
+            (self.path, self.size_bytes, self.mtime_ns),
+            (other.path, other.size_bytes, other.mtime_ns),
+        )
+        return mine == others
+
 
 class Slice(BaseModel, frozen=True):
-    """A range of one file: bytes of a text file, row groups of a Parquet file."""
+    """A range of one file: bytes of a text file, row groups of Parquet, record batches of Arrow."""
 
     path: str
     format: Format
-    gzip: bool = False
+    codec: Codec | None = None
     start: int
     stop: int
     """Where the next slice starts; the end of a text file may be open (a very large number)."""
@@ -62,9 +96,18 @@ class Slice(BaseModel, frozen=True):
     """Whether `start` is known to be the start of a record; if not, the reader looks for the
     first one from there and reports what it found."""
     first_record: int = 0
-    """Records of the file before this slice, where that is known (Parquet)."""
+    """Records of the file before this slice, where that is known (not of text, unless counted)."""
     size_bytes: int
-    """Stored bytes, for progress and for balancing partitions."""
+    """Stored bytes, of a packed file unpacked ones; for progress and for balancing partitions."""
+    origin: int = 0
+    """Where the first record of a text file starts: one that cannot be wound is searched from there."""
+    segment: str | None = None
+    """A file with just the records of the slice, unpacked, while a job runs."""
+    layout: Layout | None = None
+    """The file's own columns, where they are not those of the job."""
+    folders: Folders = ()
+    add_source: bool = False
+    """Whether rows say which file and which record of it they are."""
 
 
 OPEN_END = 1 << 62
@@ -94,7 +137,7 @@ class Partition(BaseModel, frozen=True):
             'partition 3 (a.csv, bytes 0 to 9)'
         """
         first = self.slices[0]
-        unit = "row groups" if first.format == "parquet" else "bytes"
+        unit = {"parquet": "row groups", "arrow": "record batches"}.get(first.format, "bytes")
         stop = f"{first.stop:,}" if first.stop < OPEN_END else "the end"
         more = f" and {len(self.slices) - 1} more" if len(self.slices) > 1 else ""
         name = first.path.rpartition("/")[2]
@@ -121,6 +164,18 @@ class Reading(BaseModel):
     """The columns whose type the user set."""
     batch_rows: int
     """Rows of one run of the model; readers that can choose give multiples of it."""
+    dialect: Dialect = COMMON
+    """How text files are written."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a row."""
+
+    kind: RejectClass
+    column: str
+    value: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +185,12 @@ class Look:
     schema: pa.Schema
     sample: pa.RecordBatch
     """Some rows, in the schema's types; may be empty."""
+    found: Found = PLAIN
+    """How text files are written."""
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    """Of the files whose own columns are not those of the schema."""
+    drift: tuple[str, ...] = ()
+    """How files differ and what is made of it, in words."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +199,32 @@ class Block:
 
     batch: pa.RecordBatch
     path: str
-    base: int
-    """Byte offset of the raw text in the file, or records before the block (Parquet)."""
+    base: int = 0
+    """Byte offset of the raw text in the file."""
     raw: bytes | None = None
-    """The text the rows were read from, whole records."""
+    """The text the rows were read from, whole records; None for formats that are no text."""
     format: Format = "parquet"
+    dialect: Dialect = COMMON
+
+    def reject(self, row: int, record: int, fault: Fault) -> Reject:
+        """Build the reject for row `row` of the batch, which is record `record` of the slice."""
+        place = self.place(row).model_copy(update={"record": record})
+        return bad_record(fault, place, self._record(row), self.dialect).reject
 
     def place(self, row: int) -> Place:
         """Return where row `row` of the batch is in its file."""
+        return Place(path=self.path, byte_offset=None if self.raw is None else self.base + self._starts[row])
+
+    def _record(self, row: int) -> bytes:
         if self.raw is None:
-            return Place(path=self.path, record=self.base + row)
-        starts = _module(self.format).record_starts(self.raw)
-        return Place(path=self.path, byte_offset=self.base + starts[row])
+            return json.dumps(self.batch.slice(row, 1).to_pylist()[0], default=str).encode()
+        stop = self._starts[row + 1] if row + 1 < len(self._starts) else len(self.raw)
+        return self.raw[self._starts[row] : stop]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts: list[int] = module(self.format).record_starts(self.raw, self.dialect)
+        return starts
 
 
 @dataclass(frozen=True)
@@ -157,6 +232,18 @@ class BadRecord:
     """A record that could not be read, as a reject."""
 
     reject: Reject
+
+
+def bad_record(fault: Fault, place: Place, raw: bytes, dialect: Dialect = COMMON) -> BadRecord:
+    """Build the reject for the record `raw`; raw text and value are cut to what is kept."""
+    with suppress(UnicodeDecodeError):
+        raw = dialect.as_utf8(raw)
+    value = fault.value[:VALUE_CHARACTERS]
+    reject = Reject(
+        kind=fault.kind, column=fault.column, place=place, value=value, reason=fault.reason,
+        raw=shown(raw), cut=len(raw) > RAW_BYTES,
+    )  # fmt: skip
+    return BadRecord(reject)
 
 
 @dataclass(frozen=True)
@@ -195,18 +282,12 @@ def patient(path: Path | str, read: Callable[[], T]) -> T:
     return patiently(attempt)
 
 
-def _module(name: str) -> Any:
-    if name == "csv":
-        from batchserve.inputs import csv
+def module(name: str) -> Any:
+    """Return the module of a format."""
+    return importlib.import_module(f"batchserve.inputs.{_MODULES.get(name, name)}")
 
-        return csv
-    if name == "jsonl":
-        from batchserve.inputs import jsonl
 
-        return jsonl
-    from batchserve.inputs import parquet
-
-    return parquet
+_MODULES = {"arrow": "ipc"}
 
 
 # -- which columns ----------------------------------------------------------------------------
@@ -214,55 +295,64 @@ def _module(name: str) -> Any:
 _SAMPLED_FILES = 16
 
 
-def look(
-    sources: Sequence[Source], *, infer: str, types: dict[str, str], hints: dict[str, str] | None = None
-) -> Look:
+@dataclass(frozen=True)
+class Wish:
+    """What the user says of columns."""
+
+    infer: str = "sample"
+    """sample or full."""
+    types: dict[str, str] = field(default_factory=dict)
+    """Column types that are to be, whatever the texts are."""
+    hints: dict[str, str] = field(default_factory=dict)
+    """Column types to begin with where the column is there; a text that does not fit counts."""
+    widen: bool = False
+    """Whether files may have other columns than the first."""
+    add_source: bool = False
+    """Whether rows are to say which file and which record of it they are."""
+    asked: Asked = field(default_factory=Asked)
+    """How text files are written, as far as that is not to be found."""
+
+
+def look(sources: Sequence[Source], wish: Wish) -> Look:
     """Find the columns of all files and the type each keeps.
 
-    Every file's header is read; values are sampled from up to 16 files.
+    Every file's header is read; values are sampled from up to 16 files. The first file says how
+    all of them are written.
 
     Args:
         sources: The input files.
-        infer: sample or full.
-        types: Column types that are to be, whatever the texts are.
-        hints: Column types to begin with where the column is there; a text that does not fit counts.
+        wish: What the user says of columns.
 
     Raises:
         DataError: A file is unreadable or has other columns than the first.
-        UsageError: `types` names an unknown type or column.
+        UsageError: The wish names an unknown type or column.
         TransientError: A file cannot be read just now.
     """
-    formats = sorted({source.format for source in sources})
+    from batchserve.inputs import shaping
+
+    formats = {source.format: source.path for source in reversed(sources)}
     if len(formats) > 1:
-        raise UsageError(f"inputs are of several formats: {', '.join(formats)}", "score one at a time")
-    module = _module(formats[0])
+        told = ", ".join(f"{name} ({path})" for name, path in sorted(formats.items()))
+        raise UsageError(f"inputs are of several formats: {told}", "score one at a time")
+    added = shaping.added(sources, wish)
     every = max(1, len(sources) // _SAMPLED_FILES)
-    sampled = list(sources) if infer == "full" else list(sources[::every])
-    found: Look = module.look(sources, sampled, infer, types, hints or {})
-    return found
-
-
-def drift(first: str, expected: Sequence[str], path: str, names: Sequence[str]) -> DataError | None:
-    """Return the error for a file whose columns differ from the first file's, or None."""
-    if list(names) == list(expected):
-        return None
-    missing = [n for n in expected if n not in names]
-    extra = [n for n in names if n not in expected]
-    what = [f"no column {', '.join(missing)}"] if missing else []
-    what += [f"a column {', '.join(extra)} more"] if extra else []
-    differs = " and ".join(what) or "the same columns in another order"
-    return DataError(f"{path}: has {differs} than {first}", "score files of one layout at a time")
+    sampled = list(sources) if wish.infer == "full" else list(sources[::every])
+    own = replace(wish, types={name: kind for name, kind in wish.types.items() if name not in added.names})
+    found: Look = module(sources[0].format).look(sources, sampled, own)
+    return shaping.widened(found, added, sources)
 
 
 # -- which partitions -------------------------------------------------------------------------
 
 
-def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition, ...]:
+def partitions(
+    sources: Sequence[Source], target_bytes: int, dialect: Dialect = COMMON
+) -> tuple[Partition, ...]:
     """Cut files into partitions of about `target_bytes`: big files apart, small ones together."""
     groups: list[list[Slice]] = [[]]
     size = 0
     for source in sources:
-        for part in patient(source.path, partial(_module(source.format).split, source, target_bytes)):
+        for part in patient(source.path, partial(_split, source, target_bytes, dialect)):
             if groups[-1] and size + part.size_bytes > target_bytes:
                 groups.append([])
                 size = 0
@@ -271,29 +361,125 @@ def partitions(sources: Sequence[Source], target_bytes: int) -> tuple[Partition,
     return tuple(Partition(index=i, slices=tuple(s)) for i, s in enumerate(g for g in groups if g))
 
 
-def whole(sources: Sequence[Source]) -> tuple[Partition, ...]:
+def _split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
+    parts: list[Slice] = module(source.format).split(source, target_bytes, dialect)
+    return [part.model_copy(update={"folders": source.folders}) for part in parts]
+
+
+def grouped(source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int) -> list[Slice]:
+    """Cut a file between its row groups or record batches into ranges of about `target_bytes`.
+
+    Args:
+        source: The file.
+        sizes: Rows and bytes of each row group or record batch.
+        target_bytes: What a range should have; one row group may have more.
+    """
+    edges, rows, size = [0], 0, 0
+    for i, (_, group_bytes) in enumerate(sizes):
+        if i > edges[-1] and size + group_bytes > target_bytes:
+            edges.append(i)
+            size = 0
+        size += group_bytes
+    slices = []
+    for start, stop in itertools.pairwise([*edges, len(sizes)] if sizes else [0, 0]):
+        part = Slice(
+            path=source.path, format=source.format, start=start, stop=stop, exact=True, first_record=rows,
+            size_bytes=sum(each for _, each in sizes[start:stop]),
+        )  # fmt: skip
+        slices.append(part)
+        rows += sum(each for each, _ in sizes[start:stop])
+    return slices
+
+
+def ranges(source: Source, start: int, target_bytes: int) -> list[Slice]:
+    """Cut a text file into ranges of equal size, none over `target_bytes`.
+
+    How much a packed file holds is not known before it is unpacked: ranges are cut for a quarter
+    more than its beginning promises. Those that turn out to lie behind its end have no rows.
+    """
+    size = max(0, source.size_bytes - start)
+    if source.codec and target_bytes < OPEN_END:
+        from batchserve.inputs import packed
+
+        promised = packed.promised_bytes(source.path, source.codec, source.size_bytes)
+        size = int(promised * _SPARE) if promised > target_bytes else promised
+    count = max(1, -(-size // target_bytes))
+    edges = [start + size * i // count for i in range(count)]
+    return [
+        Slice(
+            path=source.path, format=source.format, codec=source.codec, start=a, stop=b, exact=i == 0,
+            origin=start, size_bytes=size // count,
+        )
+        for i, (a, b) in enumerate(zip(edges, [*edges[1:], OPEN_END], strict=True))
+    ]  # fmt: skip
+
+
+_SPARE = 1.25
+
+
+def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:
     """Return one partition that reads everything in order."""
-    slices = [s for src in sources for s in _module(src.format).split(src, OPEN_END)]
+    slices = [part for source in sources for part in _split(source, OPEN_END, dialect)]
     return (Partition(index=0, slices=tuple(slices)),)
 
 
-def settled(partitions: Sequence[Partition]) -> list[Partition]:
-    """Replace guessed starts by exact ones, by reading the files once for their record ends.
+def laid_out(partitions: Sequence[Partition], look: Look, *, add_source: bool) -> tuple[Partition, ...]:
+    """Tell every slice what its file's own columns are, and whether rows say where they are from.
 
-    For a lazy frame, whose partitions nobody compares afterwards.
+    With `add_source` files of several slices are read once to count their records.
     """
-    ends: dict[str, int] = {}
+    made = [
+        partition.model_copy(
+            update={
+                "slices": tuple(
+                    part.model_copy(update={"layout": look.layouts.get(part.path), "add_source": add_source})
+                    for part in partition.slices
+                )
+            }
+        )
+        for partition in partitions
+    ]
+    return tuple(settled(made, look.found.dialect) if add_source else made)
+
+
+def counted(partitions: Sequence[Partition]) -> set[str]:
+    """Return the text files of several slices: those whose records are only known when counted."""
+    slices = Counter(
+        part.path for partition in partitions for part in partition.slices if part.format in TEXT_FORMATS
+    )
+    return {path for path, count in slices.items() if count > 1}
+
+
+def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[Partition]:
+    """Replace guessed starts by exact ones and number records, by reading texts once for record ends.
+
+    For rows that say which record they are, and for a lazy frame, whose partitions nobody
+    compares afterwards. A file of one slice is not read.
+    """
+    guessed = {part.path for each in partitions for part in each.slices if not part.exact}
+    several = counted(partitions) & guessed
+    known: dict[str, tuple[int, int]] = {}
     settled: list[Partition] = []
     for partition in partitions:
         slices = []
         for part in partition.slices:
-            start = part.start if part.exact else ends[part.path]
-            found = part.model_copy(update={"start": start, "exact": True})
+            found = part
+            if part.path in several:
+                start, records = known.get(part.path, (part.start, 0))
+                update = {"start": start, "exact": True, "first_record": records}
+                found = part.model_copy(update=update)
+                stop, count = patient(part.path, partial(module(part.format).count, found, dialect))
+                known[part.path] = (stop, records + count)
             slices.append(found)
-            if part.format != "parquet":
-                ends[part.path] = _module(part.format).extent(found).stop
         settled.append(partition.model_copy(update={"slices": tuple(slices)}))
     return settled
+
+
+def scan(part: Slice, dialect: Dialect) -> AbstractContextManager["records.Scan"]:
+    """Open a text file to read its records from the first one of a slice on."""
+    from batchserve.inputs import records
+
+    return records.scanned(part, module(part.format).boundaries(dialect), dialect.encoding)
 
 
 # -- which rows -------------------------------------------------------------------------------
@@ -306,14 +492,8 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
         DataError: The file is corrupt or truncated.
         TransientError: It cannot be read just now.
     """
+    from batchserve.inputs import shaping
+
+    own = shaping.own_reading(part, reading)
     with transient_reading(part.path):
-        yield from _module(part.format).read(part, reading)
-
-
-def line_of(place: Place, *, gzip: bool) -> int | None:
-    """Return the line (1 is the first) of a place in a text file; None for Parquet."""
-    if place.byte_offset is None:
-        return None
-    from batchserve.inputs import records
-
-    return records.count_lines(place.path, place.byte_offset, gzip=gzip)
+        yield from shaping.shaped(part, reading, module(part.format).read(part, own))

@@ -1,6 +1,8 @@
 """Which type a column of texts keeps: one that can be written back as the same text."""
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pyarrow.compute as pc
 
 from batchserve.codec import only_where, without_null_texts
 from batchserve.errors import BatchserveError, UsageError, did_you_mean, raise_all
+from batchserve.inputs.dialect import Dialect
 
 TYPES: dict[str, pa.DataType] = {
     "text": pa.string(), "string": pa.string(), "int64": pa.int64(), "int": pa.int64(),
@@ -70,20 +73,27 @@ def as_texts(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(name, pa.string()) for name in schema.names])
 
 
-_ODD_START = r"""(^|[,\n\r"])(0[0-9]|[+ ]|-0)"""
-_ODD_INTEGER = pc.MatchSubstringOptions(_ODD_START)
-_ODD_DOUBLE = pc.MatchSubstringOptions(_ODD_START + r"|[1-9][0-9.]{18}|[1-9][0-9]{17}|[eE]\+?[0-9]{3}")
+_ODD = r"[1-9][0-9.]{18}|[1-9][0-9]{17}|[eE]\+?[0-9]{3}"
 
 
-def may_alter(raw: bytes, *, doubles: bool) -> bool:
+@lru_cache(maxsize=8)
+def _odd(dialect: Dialect, *, doubles: bool) -> pc.MatchSubstringOptions:
+    """Return what finds a field that starts like a number nobody would write back so."""
+    marks = [dialect.delimiter, dialect.quote or ""]
+    start = rf"(^|[\n\r{re.escape(''.join(marks))}])(0[0-9]|[+ ]|-0)"
+    return pc.MatchSubstringOptions(f"{start}|{_ODD}" if doubles else start)
+
+
+def may_alter(raw: bytes, dialect: Dialect, *, doubles: bool) -> bool:
     """Whether some field looks like a number that would not be written back: 007, +5, 18 digits.
 
     One pass of RE2 over the raw text, about a fifth of what parsing it costs.
     """
+    if dialect.escape and dialect.escape.encode() in raw:
+        return True
     offsets = pa.py_buffer(np.array([0, len(raw)], np.int32))
     text = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(raw)])
-    options = _ODD_DOUBLE if doubles else _ODD_INTEGER
-    return _all(pc.match_substring_regex(text, options=options))
+    return _all(pc.match_substring_regex(text, options=_odd(dialect, doubles=doubles)))
 
 
 def first_altered(texts: pa.StringArray, kind: pa.DataType) -> int | None:

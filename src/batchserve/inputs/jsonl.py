@@ -3,35 +3,42 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import json as pajson
 
 from batchserve.codec import empty_batch, number_or_none
-from batchserve.errors import DataError
+from batchserve.errors import DataError, raise_all
 from batchserve.inputs import (
     OPEN_END,
-    BadRecord,
     Block,
     Extent,
+    Fault,
     Item,
     Look,
     Reading,
     Slice,
     Source,
     TypeMisfit,
+    Wish,
+    bad_record,
+    encodings,
+    ranges,
     records,
 )
+from batchserve.inputs.dialect import Dialect, Found
 from batchserve.inputs.inference import named_types
-from batchserve.rejects import RAW_CHARACTERS, Place, Reject, RejectClass
+from batchserve.rejects import Place
 
 _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
 _SAMPLE_BYTES = 1 << 20
 
 
-def record_starts(raw: bytes) -> list[int]:
+def record_starts(raw: bytes, dialect: Dialect | None = None) -> list[int]:
     """Return where each record of `raw` starts, blank lines left out as the reader does."""
+    del dialect
     starts, at = [], 0
     for line in raw.splitlines(keepends=True):
         if line.strip():
@@ -40,52 +47,60 @@ def record_starts(raw: bytes) -> list[int]:
     return starts
 
 
-def look(
-    sources: Sequence[Source],
-    sampled: Sequence[Source],
-    infer: str,
-    types: dict[str, str],
-    hints: dict[str, str],
-) -> Look:
+def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Look:
     """Find the keys of all objects and the type each keeps.
 
     Raises:
         DataError: No object could be read.
-        UsageError: `types` names an unknown key or type.
+        UsageError: `types` names an unknown key or type, or the user said what only CSV has.
     """
-    del sources  # a key that a file lacks is null there: JSON has no header to compare
-    full = infer == "full"
-    texts = [chunk for source in sampled for chunk in _sample(source, full=full)]
-    tables = [table for text in texts for table in _inferred(text)]
+    raise_all(list(wish.asked.misplaced("JSON", "encoding")))
+    # Only its mark is read of the first: a key that a file lacks is null there.
+    encoding = wish.asked.encoding or encodings.marked(_head(sources[0])) or encodings.UTF_8
+    dialect = Dialect(encoding=encoding)
+    full = wish.infer == "full"
+    texts = [chunk for source in sampled for chunk in _sample(source, dialect, full=full)]
+    tables = [table for text in texts for table in _inferred(text, dialect)]
     if not tables:
         path = sampled[0].path
         raise DataError(f"{path}: no JSON object in the first lines", "one object per line is read")
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
-    wanted = named_types(types, hints, names)
+    wanted = named_types(wish.types, wish.hints, names)
     merged = _merged([table.schema for table in tables])
     kinds = [wanted.get(name) or _kept(merged.field(name).type) for name in names]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _rows(texts[0], schema))
+    return Look(schema, _rows(texts[0], schema, dialect), Found(dialect=dialect, said=wish.asked.said))
 
 
-def _sample(source: Source, *, full: bool) -> Iterator[bytes]:
+def _head(source: Source) -> bytes:
+    with records.opened(source.path, codec=source.codec) as file:
+        return records.read_exactly(file, 4)
+
+
+def _start(source: Source) -> int:
+    """Return where the first line starts: after the mark of UTF-8, if there is one."""
+    return len(encodings.BOM) if _head(source).startswith(encodings.BOM) else 0
+
+
+def _sample(source: Source, dialect: Dialect, *, full: bool) -> Iterator[bytes]:
     stop = OPEN_END if full else _SAMPLE_BYTES
-    part = _slice(source, 0, stop, exact=True)
-    for item in records.chunks(part, records.LINES):
+    part = _slice(source, _start(source), stop, exact=True)
+    for item in records.chunks(part, records.LINES, dialect.encoding):
         if isinstance(item, records.Chunk) and item.raw.strip():
             yield item.raw
 
 
-def _inferred(raw: bytes) -> Iterator[pa.Table]:
+def _inferred(raw: bytes, dialect: Dialect) -> Iterator[pa.Table]:
     """Read lines with the types Arrow finds; where it refuses, halve down to single lines."""
     try:
-        yield pajson.read_json(pa.BufferReader(raw), read_options=_whole(raw))
+        text = dialect.as_utf8(raw)
+        yield pajson.read_json(pa.BufferReader(text), read_options=_whole(text))
     except _REFUSED:
         starts = record_starts(raw)
         if len(starts) > 1:
             middle = starts[len(starts) // 2]
-            yield from _inferred(raw[:middle])
-            yield from _inferred(raw[middle:])
+            yield from _inferred(raw[:middle], dialect)
+            yield from _inferred(raw[middle:], dialect)
 
 
 def _merged(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -107,9 +122,9 @@ def _whole(raw: bytes) -> pajson.ReadOptions:
     return pajson.ReadOptions(use_threads=False, block_size=len(raw) + 1)
 
 
-def _rows(raw: bytes, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
+def _rows(raw: bytes, schema: pa.Schema, dialect: Dialect, most: int = 4096) -> pa.RecordBatch:
     starts = [*record_starts(raw), len(raw)]
-    pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema)
+    pieces = _pieces(raw[: starts[min(most, len(starts) - 1)]], schema, dialect)
     good = [batch for _, _, batch in pieces if batch is not None]
     return (
         pa.Table.from_batches(good, schema).combine_chunks().to_batches()[0] if good else empty_batch(schema)
@@ -118,19 +133,15 @@ def _rows(raw: bytes, schema: pa.Schema, most: int = 4096) -> pa.RecordBatch:
 
 def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: int = 0) -> Slice:
     return Slice(
-        path=source.path, format="jsonl", gzip=source.gzip, start=start, stop=stop, exact=exact,
+        path=source.path, format="jsonl", codec=source.codec, start=start, stop=stop, exact=exact,
         size_bytes=size_bytes,
     )  # fmt: skip
 
 
-def split(source: Source, target_bytes: int) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`; a gzip stays whole."""
-    count = 1 if source.gzip else max(1, -(-source.size_bytes // target_bytes))
-    edges = [source.size_bytes * i // count for i in range(count)]
-    size = source.size_bytes // count
-    stops = [*edges[1:], OPEN_END]
-    ranges = enumerate(zip(edges, stops, strict=True))
-    return [_slice(source, a, b, exact=i == 0, size_bytes=size) for i, (a, b) in ranges]
+def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
+    """Cut a file into ranges of equal size, none over `target_bytes`."""
+    del dialect
+    return ranges(source, _start(source), target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
@@ -139,38 +150,49 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     Yields:
         Blocks, and in their place the lines that cannot be read; at last the extent.
     """
-    for item in records.chunks(part, records.LINES):
+    for item in records.chunks(part, records.LINES, reading.dialect.encoding):
         if isinstance(item, Extent):
             yield item
         elif isinstance(item, records.Endless):
             place = Place(path=part.path, byte_offset=item.base)
-            yield _bad("PARSE", "", place, "", "this line does not end")
+            yield bad_record(
+                Fault("PARSE", "", "", "this line does not end"), place, item.raw, reading.dialect
+            )
         else:
             yield from _blocks(item, part.path, reading)
 
 
-def extent(part: Slice) -> Extent:
-    """Return the exact extent of a slice whose start is exact."""
-    return records.extent(part, records.LINES)
+def boundaries(dialect: Dialect) -> records.Boundaries:
+    """Return how records are told apart: every line is one, in any dialect."""
+    del dialect
+    return records.LINES
+
+
+def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
+    """Return where a slice whose start is exact stops, and how many records it has."""
+    starts = partial(record_starts, dialect=dialect)
+    return records.count(part, records.LINES, lambda raw: len(starts(raw)), dialect.encoding)
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:
-    for start, stop, batch in _pieces(chunk.raw, reading.schema_):
+    for start, stop, batch in _pieces(chunk.raw, reading.schema_, reading.dialect):
         raw, base = chunk.raw[start:stop], chunk.base + start
         if batch is not None:
             yield Block(batch.select(list(reading.columns)), path, base, raw, "jsonl")
         else:
-            yield _explained(raw, Place(path=path, byte_offset=base), reading)
+            place = Place(path=path, byte_offset=base)
+            found = _explained(raw, place, reading)
+            yield bad_record(found, place, raw, reading.dialect) if isinstance(found, Fault) else found
 
 
 def _pieces(
-    raw: bytes, schema: pa.Schema, start: int = 0
+    raw: bytes, schema: pa.Schema, dialect: Dialect, start: int = 0
 ) -> Iterator[tuple[int, int, pa.RecordBatch | None]]:
     """Parse whole lines; where Arrow refuses, halve until only the guilty lines are left."""
     if not raw.strip():
         return
     try:
-        batch = _parse(raw, schema)
+        batch = _parse(dialect.as_utf8(raw), schema)
     except _REFUSED:
         batch = None
     starts = [0] if batch is not None else record_starts(raw)
@@ -178,8 +200,8 @@ def _pieces(
         yield start, start + len(raw), batch
         return
     middle = starts[len(starts) // 2]
-    yield from _pieces(raw[:middle], schema, start)
-    yield from _pieces(raw[middle:], schema, start + middle)
+    yield from _pieces(raw[:middle], schema, dialect, start)
+    yield from _pieces(raw[middle:], schema, dialect, start + middle)
 
 
 def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
@@ -189,24 +211,23 @@ def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([c.chunk(0) for c in table.columns], schema=schema)
 
 
-def _explained(raw: bytes, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
+def _explained(raw: bytes, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Say why Arrow refused one line."""
-    shown = raw[:RAW_CHARACTERS].decode("utf-8", "backslashreplace").strip()
     try:
-        row = json.loads(raw)
+        row = json.loads(reading.dialect.as_utf8(raw))
     except ValueError:
-        return _bad("PARSE", "", place, shown, "is no JSON")
+        return Fault("PARSE", "", "", "is no JSON")
     if not isinstance(row, dict):
-        return _bad("PARSE", "", place, shown, "is no JSON object")
+        return Fault("PARSE", "", "", "is no JSON object")
     unknown = [key for key in row if key not in reading.schema_.names]
     if unknown:
         reason = f"key {', '.join(unknown)} was in no sampled line; --infer full reads every line"
-        return _bad("PARSE", unknown[0], place, shown, reason)
+        return Fault("PARSE", unknown[0], "", reason)
     for name, value in row.items():
         field = reading.schema_.field(name)
         if _misfit(name, value, field):
             return _judged(field, value, place, reading)
-    return _bad("PARSE", "", place, shown, "cannot be read")
+    return Fault("PARSE", "", "", "cannot be read")
 
 
 def _misfit(name: str, value: Any, field: pa.Field) -> bool:
@@ -217,16 +238,12 @@ def _misfit(name: str, value: Any, field: pa.Field) -> bool:
     return False
 
 
-def _judged(field: pa.Field, value: Any, place: Place, reading: Reading) -> BadRecord | TypeMisfit:
+def _judged(field: pa.Field, value: Any, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Widen an integer column that meets a fraction; reject what no number can be."""
     whole = pa.types.is_integer(field.type) and field.name not in reading.fixed
     if whole and isinstance(value, float):
         return TypeMisfit(field.name, place, str(value), becomes="double")
     if field.name in reading.numeric and number_or_none(str(value)) is None:
-        return _bad("CAST", field.name, place, str(value), "is no number")
+        return Fault("CAST", field.name, str(value), "is no number")
     reason = f"is no {field.type}; --type {field.name}=TYPE or --infer full decides otherwise"
-    return _bad("CAST", field.name, place, str(value), reason)
-
-
-def _bad(kind: RejectClass, column: str, place: Place, value: str, reason: str) -> BadRecord:
-    return BadRecord(Reject(kind=kind, column=column, place=place, value=value, reason=reason))
+    return Fault("CAST", field.name, str(value), reason)

@@ -1,91 +1,134 @@
 """Parquet: ranges of row groups, streamed; page checksums are verified where there are any."""
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchserve.codec import empty_batch
-from batchserve.errors import BatchserveError, DataError, UsageError, from_os, raise_all
-from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, drift
+from batchserve.errors import DataError, UsageError, from_os, raise_all
+from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, Wish, grouped
+from batchserve.inputs.dialect import Dialect
+from batchserve.inputs.schemas import Agreed, agree
 from batchserve.storage import transient_reading
 
-_LEAST_BATCH_ROWS = 16_384
-_SAMPLE_ROWS = 4096
+LEAST_BATCH_ROWS = 16_384
+SAMPLE_ROWS = 4096
 _BATCH_BYTES = 16 << 20
 """Of what is read at once, in the encoding of the file."""
 _READ_BUFFER_BYTES = 1 << 20
+_ABSURD_BYTES = 1 << 40
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a file so that a huge row group streams: no pre-buffering, checksums verified."""
+def translated(path: str, place: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what Arrow says of a file into our errors.
+
+    Args:
+        path: The file.
+        place: Gives the place in it that was being read, in words.
+
+    Raises:
+        DataError: The file is damaged or cut off.
+        TransientError: It cannot be read just now.
+    """
     try:
-        with (
-            transient_reading(path),
-            pq.ParquetFile(
-                path, pre_buffer=False, buffer_size=_READ_BUFFER_BYTES, page_checksum_verification=True
-            ) as file,
-        ):
-            yield file
-    except MemoryError:  # Arrow's own is one of its exceptions too
-        raise
-    except (pa.ArrowException, OSError) as error:
+        with transient_reading(path):
+            yield
+    except (MemoryError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, MemoryError) and not _absurd(error):  # Arrow's own is one of both kinds
+            raise
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise from_os(OSError(error.errno, os.strerror(error.errno)), path) from error
-        raise DataError(f"{path}: is damaged or cut off ({error})", "fetch the file again") from error
+        message = f"{path}: is damaged or cut off{place()} ({error})"
+        raise DataError(message, "fetch the file again") from error
 
 
-def look(
-    sources: Sequence[Source],
-    sampled: Sequence[Source],
-    infer: str,
-    types: dict[str, str],
-    hints: dict[str, str],
-) -> Look:
+def _absurd(error: MemoryError) -> bool:
+    """Whether so much memory was asked for that the size can only be damaged."""
+    size = re.search(r"size (\d+)", str(error))
+    return size is not None and int(size[1]) > _ABSURD_BYTES
+
+
+@contextmanager
+def opened(path: str, place: Callable[[], str] = str) -> Iterator[pq.ParquetFile]:
+    """Open a file so that a huge row group streams: no pre-buffering, checksums verified."""
+    with (
+        translated(path, place),
+        pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=_READ_BUFFER_BYTES, page_checksum_verification=True
+        ) as file,
+    ):
+        yield file
+
+
+def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Look:
     """Read every footer: the columns, their types, some rows.
 
     Raises:
         DataError: A file is damaged or has other columns than the first.
-        UsageError: `types` is set: Parquet columns have types.
+        UsageError: Types are wished for: Parquet columns have types; or a dialect, which is of CSV.
     """
-    del infer, hints
-    if types:
-        raise UsageError("--type is for text files: a Parquet column has its own type", "leave it out")
-    schemas = {source.path: _schema(source.path) for source in sources}
-    first = schemas[sources[0].path]
-    problems = [p for path, s in schemas.items() if (p := _differs(sources[0].path, first, path, s))]
-    raise_all(problems)
-    batches = (batch for source in sampled for batch in _head(source.path))
-    empty = empty_batch(first)
-    return Look(first, next((b for b in batches if b.num_rows), empty))
+    raise_all(list(wish.asked.misplaced("Parquet")))
+    check_no_types(wish, "Parquet")
+    agreed = agree({source.path: _schema(source.path) for source in sources}, widen=wish.widen)
+    first = sample(map(_head, sampled), sampled, agreed)
+    return Look(agreed.schema, first, layouts=agreed.layouts, drift=agreed.drift)
+
+
+def check_no_types(wish: Wish, name: str) -> None:
+    """Check that no type is wished for.
+
+    Raises:
+        UsageError: One is.
+    """
+    if wish.types:
+        message = f"--type {', '.join(wish.types)}: a column of {name} has its own type"
+        raise UsageError(message, "--type is for text files and folders: leave it out")
+
+
+def plain(schema: pa.Schema, path: str) -> pa.Schema:
+    """Return a file's schema without metadata.
+
+    Raises:
+        DataError: Two columns have one name, or there is no column.
+    """
+    names = schema.names
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(f"{path}: column {', '.join(twice)} is there twice", "rename one")
+    if not names:
+        raise DataError(f"{path}: has no column", "leave the file out")
+    return pa.schema([pa.field(field.name, field.type) for field in schema])
 
 
 def _schema(path: str) -> pa.Schema:
-    with _opened(path) as file:
-        plain = [field.remove_metadata() for field in file.schema_arrow]
-    names = [field.name for field in plain]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: column {', '.join(twice)} is there twice", "rename one")
-    return pa.schema(plain)
+    with opened(path) as file:
+        return plain(file.schema_arrow, path)
 
 
-def _differs(first: str, expected: pa.Schema, path: str, schema: pa.Schema) -> BatchserveError | None:
-    problem = drift(first, expected.names, path, schema.names)
-    if problem or schema.equals(expected):
-        return problem
-    changed = [f"{a.name} is {b.type}, not {a.type}" for a, b in zip(expected, schema, strict=True) if a != b]
-    return DataError(f"{path}: column {', '.join(changed)} as in {first}", "convert one of them")
+def sample(heads: Iterator[pa.RecordBatch], sampled: Sequence[Source], agreed: Agreed) -> pa.RecordBatch:
+    """Return the first rows there are, in the columns and types of the job."""
+    for head, source in zip(heads, sampled, strict=True):
+        if head.num_rows:
+            layout = agreed.layouts.get(source.path) or tuple((name, name) for name in agreed.schema.names)
+            own = {name: head.column(file_name) for file_name, name in layout}
+            columns = [
+                own[field.name].cast(field.type) if field.name in own else pa.nulls(len(head), field.type)
+                for field in agreed.schema
+            ]
+            return pa.RecordBatch.from_arrays(columns, schema=agreed.schema)
+    return empty_batch(agreed.schema)
 
 
-def _head(path: str) -> Iterator[pa.RecordBatch]:
-    with _opened(path) as file:
-        for batch in file.iter_batches(_few_rows(file, _SAMPLE_ROWS, 1), use_threads=False):
-            yield _plain(batch)
-            return
+def _head(source: Source) -> pa.RecordBatch:
+    with opened(source.path, lambda: f" in its first {SAMPLE_ROWS:,} rows") as file:
+        empty = empty_batch(plain(file.schema_arrow, source.path))
+        return next(file.iter_batches(_few_rows(file, SAMPLE_ROWS, 1), use_threads=False), empty)
 
 
 def _few_rows(file: pq.ParquetFile, rows: int, unit: int) -> int:
@@ -96,49 +139,42 @@ def _few_rows(file: pq.ParquetFile, rows: int, unit: int) -> int:
     return min(rows, max(1, _BATCH_BYTES // row_bytes // unit) * unit)
 
 
-def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    schema = pa.schema([field.remove_metadata() for field in batch.schema])
-    return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-
-
-def split(source: Source, target_bytes: int) -> list[Slice]:
+def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file between row groups into ranges of about `target_bytes`.
 
     Sizes are the unpacked bytes that the footer states: they follow the work, stored bytes do not.
     """
-    with _opened(source.path) as file:
+    del dialect
+    with opened(source.path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    sizes = [(group.num_rows, group.total_byte_size) for group in groups]
-    slices: list[Slice] = []
-    start = record = 0
-    rows = size = 0
-    for i, (group_rows, group_bytes) in enumerate(sizes):
-        if i > start and size + group_bytes > target_bytes:
-            slices.append(_range(source, start, i, record, size))
-            start, record, rows, size = i, record + rows, 0, 0
-        rows, size = rows + group_rows, size + group_bytes
-    return [*slices, _range(source, start, len(sizes), record, size)]
-
-
-def _range(source: Source, start: int, stop: int, record: int, size: int) -> Slice:
-    return Slice(
-        path=source.path, format="parquet", start=start, stop=stop, exact=True, first_record=record,
-        size_bytes=size,
-    )  # fmt: skip
+        sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+    return grouped(source, sizes, target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
-    """Read a range of row groups as record batches, then give its extent in row groups."""
+    """Read a range of row groups as record batches, then give its extent in row groups.
+
+    Raises:
+        DataError: The file is damaged, or has not the rows that its footer states.
+    """
     base = part.first_record
     unit = reading.batch_rows
-    with _opened(part.path) as file:
-        batches = file.iter_batches(
-            _few_rows(file, max(1, _LEAST_BATCH_ROWS // unit) * unit, unit),
-            row_groups=list(range(part.start, part.stop)),
-            columns=list(reading.columns),
-            use_threads=False,
-        )
+    groups = list(range(part.start, part.stop))
+    with opened(part.path, lambda: f" after row {base:,}") as file:
+        stated = part.first_record + sum(file.metadata.row_group(i).num_rows for i in groups)
+        rows = _few_rows(file, max(1, LEAST_BATCH_ROWS // unit) * unit, unit)
+        batches = file.iter_batches(rows, row_groups=groups, columns=list(reading.columns), use_threads=False)
         for batch in batches:
-            yield Block(_plain(batch.select(list(reading.columns))), part.path, base)
+            yield Block(named(batch, reading.columns), part.path)
             base += batch.num_rows
+    if base != stated:
+        message = f"{part.path}: ends after row {base:,}, its footer states {stated:,}"
+        raise DataError(message, "fetch the file again")
     yield Extent(part.start, part.stop)
+
+
+def named(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    """Return the columns named, in that order, without metadata."""
+    arrays = [batch.column(name) for name in columns]
+    schema = pa.schema([pa.field(n, a.type) for n, a in zip(columns, arrays, strict=True)])
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -1,112 +1,226 @@
-"""Where CSV records start and end: quotes hide line ends, and a split may fall inside a quote."""
+"""Where CSV records start and end: quotes hide line ends, and a split may fall inside a quote.
+
+The rules are Arrow's: a quote opens a quoted text only at the start of a field, two inside one
+stand for one, and an escape character takes the meaning from the byte after it anywhere.
+"""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache, partial
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchserve.inputs import records
+from batchserve.inputs.dialect import Dialect
 
-_NEWLINE, _RETURN, _QUOTE, _COMMA = 10, 13, 34, 44
-_EDGES = (_COMMA, _NEWLINE, _RETURN, _QUOTE)
+_NEWLINE, _RETURN = 10, 13
 _WINDOW_BYTES = 256 << 10
 
-_FIELD = rb'(?:"(?:[^"]++|"")*+"|(?!"))[^,\r\n]*+'
-_RECORD = re.compile(rb"(?:" + _FIELD + rb",)*+" + _FIELD + rb"(?:\r\n|\n|\r)")
+Positions = NDArray[np.int64]
 
 
-def _ends(buffer: bytes) -> NDArray[np.int64]:
-    """Return the end of every record of `buffer`, which starts at a record and has quotes."""
-    data = np.frombuffer(buffer, np.uint8)
-    quotes = np.flatnonzero(data == _QUOTE)
-    if not _well_formed(data, quotes):
-        return np.array([stop for _, stop in _spans(buffer)], np.int64)
-    newlines = np.flatnonzero(data == _NEWLINE)
-    outside = np.searchsorted(quotes, newlines) % 2 == 0
-    ends: NDArray[np.int64] = newlines[outside] + 1
-    return ends
+class Records:
+    """Where the records of one dialect start and end."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._quote = dialect.quote.encode() if dialect.quote else b""
+        self._escape = dialect.escape.encode() if dialect.escape else b""
+        self._terminator = dialect.terminator
+        self._delimiter = dialect.delimiter.encode()
+
+    @cached_property
+    def boundaries(self) -> records.Boundaries:
+        """How a reader of ranges tells the records apart."""
+        return records.Boundaries(self.first_record, self.end_at, self.last_end, self._terminator)
+
+    @cached_property
+    def _edges(self) -> tuple[int, ...]:
+        """What stands before a quote that opens a field, or doubles the one before it."""
+        return (*self._delimiter, _NEWLINE, _RETURN, *self._quote)
+
+    @cached_property
+    def _record(self) -> re.Pattern[bytes]:
+        """One record, as Arrow's state machine reads it."""
+        quote, escape, delimiter = map(re.escape, (self._quote, self._escape, self._delimiter))
+        escaped = rb"|" + escape + rb"." if escape else b""
+        plain = rb"(?:[^" + delimiter + escape + rb"\r\n]++" + escaped + rb")*+"
+        body = rb"(?:[^" + quote + escape + rb"]++|" + quote * 2 + escaped + rb")*+"
+        opened = rb"(?:" + quote + body + quote + rb"|(?!" + quote + rb"))" if quote else b""
+        field = opened + plain
+        end = rb"(?:\r\n|\n|\r)" if self._terminator == b"\n" else rb"[\r\n]"
+        line = rb"(?:" + field + delimiter + rb")*+" + field + end
+        return re.compile(line, re.DOTALL)
+
+    def _is_plain(self, buffer: bytes) -> bool:
+        """Whether every line of `buffer` is a record."""
+        quoted = self._quote and self._quote in buffer
+        return not quoted and not (self._escape and self._escape in buffer)
+
+    def _ends(self, buffer: bytes) -> Positions:
+        """Return the end of every record of `buffer`, which starts at a record and is not plain."""
+        outside = self._outside(np.frombuffer(buffer, np.uint8), self._terminator)
+        if outside is None:
+            ends = [stop for _, stop in self.spans(buffer) if buffer[stop - 1] == self._terminator[0]]
+            return np.array(ends, np.int64)
+        found: Positions = outside + 1
+        return found
+
+    def _outside(self, data: NDArray[np.uint8], marks: bytes) -> Positions | None:
+        """Return where any of `marks` stands with its own meaning: outside quotes and not escaped.
+
+        None if quotes cannot be counted, and the slow way is needed.
+        """
+        escaped = self._escaped(data)
+        quotes = _without(_found(data, self._quote), escaped)
+        if not self._well_formed(data, quotes, escaped):
+            return None
+        found = _without(_found(data, marks), escaped)
+        return found[np.searchsorted(quotes, found) % 2 == 0] if quotes.size else found
+
+    def _escaped(self, data: NDArray[np.uint8]) -> Positions:
+        """Return the bytes whose meaning is taken by an escape character before them.
+
+        In a row of escape characters every second one is itself escaped.
+        """
+        escapes = _found(data, self._escape)
+        starts = np.diff(escapes, prepend=-2) > 1
+        place = np.arange(escapes.size)
+        since_start = place - np.maximum.accumulate(np.where(starts, place, 0)) if escapes.size else place
+        escaped: Positions = escapes[since_start % 2 == 0] + 1
+        return escaped
+
+    def _well_formed(self, data: NDArray[np.uint8], quotes: Positions, escaped: Positions) -> bool:
+        """Whether every second quote opens a field or doubles the one before it.
+
+        Then counting quotes tells inside from outside exactly as Arrow's state machine does;
+        a stray quote in the middle of a field breaks the count and needs the slow way.
+        """
+        openers = quotes[::2]
+        before = openers[openers > 0] - 1
+        at_edge = np.isin(data[before], self._edges)
+        return bool(at_edge.all()) and not (escaped.size and np.isin(before, escaped).any())
+
+    def end_at(self, buffer: bytes, least: int) -> int:
+        r"""Return the first record end at or after `least`, or -1.
+
+        Example:
+            >>> Records(Dialect()).end_at(b'a,"x\ny"\nb,c\n', 3)
+            8
+        """
+        if self._is_plain(buffer):
+            return records.line_end_at(buffer, least, self._terminator)
+        ends = self._ends(buffer)
+        found = ends[ends >= least]
+        return int(found[0]) if found.size else -1
+
+    def last_end(self, buffer: bytes) -> int:
+        """Return the end of the last whole record, or -1."""
+        if self._is_plain(buffer):
+            return records.last_line_end(buffer, self._terminator)
+        ends = self._ends(buffer)
+        return int(ends[-1]) if ends.size else -1
+
+    def starts(self, raw: bytes) -> list[int]:
+        """Return where each record of `raw` starts, blank lines left out as the reader does."""
+        ends = self._outside(np.frombuffer(raw, np.uint8), b"\r\n")
+        if ends is None:
+            lines = self.spans(raw + 2 * self._terminator)  # the last record needs no end; lend it one
+            return [start for start, stop in lines if raw[start:stop].strip(b"\r\n")]
+        is_end = np.zeros(len(raw) + 1, dtype=bool)
+        is_end[ends + 1] = True  # by one more, so that it is known of each byte what stands before it
+        is_end[0] = True
+        starts: list[int] = np.flatnonzero(is_end[:-1] & ~is_end[1:]).tolist()
+        return starts
+
+    def widths(self, raw: bytes, starts: Sequence[int]) -> Positions | None:
+        r"""Return how many fields each record has, or None where only the reader can say.
+
+        Example:
+            >>> Records(Dialect()).widths(b'a,"b,c"\nd\n', [0, 8])
+            array([2, 1])
+        """
+        delimiters = self._outside(np.frombuffer(raw, np.uint8), self._delimiter)
+        if delimiters is None:
+            return None
+        before: Positions = np.searchsorted(delimiters, [*starts, len(raw)])
+        return np.diff(before) + 1
+
+    def count(self, raw: bytes) -> int:
+        r"""Count the records of `raw`, whole ones, blank lines left out as the reader does.
+
+        Example:
+            >>> Records(Dialect()).count(b'a,"x\ny"\n\nb,c\r\n')
+            2
+        """
+        data = np.frombuffer(raw, np.uint8)
+        escaped = self._escaped(data)
+        quotes = _without(_found(data, self._quote), escaped)
+        returns = raw.count(b"\r")
+        odd = self._terminator != b"\n" or returns != raw.count(b"\r\n")
+        if not raw or odd or not self._well_formed(data, quotes, escaped):
+            return len(self.starts(raw))
+        newlines = _without(np.flatnonzero(data == _NEWLINE), escaped)
+        ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0] + 1
+        if not ends.size or ends[-1] < data.size:
+            ends = np.append(ends, data.size)
+        starts = np.concatenate(([0], ends[:-1]))
+        lengths = ends - starts
+        blank = (lengths <= 1) & (data[starts] == _NEWLINE)
+        if returns:
+            blank |= (lengths == 2) & (data[starts] == _RETURN)  # noqa: PLR2004  \r\n and no more
+        return int(ends.size - blank.sum())
+
+    def spans(self, buffer: bytes) -> Iterator[tuple[int, int]]:
+        """Give where each record starts and ends; stop at the first that is not whole."""
+        at, match = 0, self._record.match
+        while found := match(buffer, at):
+            yield at, found.end()
+            at = found.end()
+
+    def first_record(self, file: BinaryIO, target: int) -> int:
+        """Guess the first record that starts at or after byte `target`.
+
+        Without a quote in the window the next line is it. With quotes, the target may lie inside a
+        quoted text: both readings are tried and the one whose quotes open and close fields wins.
+        A wrong guess is found when the partitions' extents are compared.
+        """
+        next_line = partial(records.first_line, file, target, self._terminator)
+        file.seek(target - 1)
+        window = records.read_exactly(file, _WINDOW_BYTES)
+        if self._is_plain(window):
+            return next_line()
+        inside, shift = self._quote + window, 0
+        if self._faults(inside) < self._faults(window):
+            window, shift = inside, len(self._quote)
+        # What precedes the first line end belongs to the record before.
+        end = self.end_at(window, 1 + shift)
+        return target - 1 + end - shift if end >= 0 else next_line()
+
+    def _faults(self, window: bytes) -> int:
+        """Count quotes that neither open nor close a field, if `window` starts outside quotes."""
+        data = np.frombuffer(window, np.uint8)
+        quotes = _without(_found(data, self._quote), self._escaped(data))
+        openers, closers = quotes[::2], quotes[1::2]
+        bad_openers = ~np.isin(data[openers[openers > 0] - 1], self._edges)
+        bad_closers = ~np.isin(data[closers[closers < data.size - 1] + 1], self._edges)
+        return int(bad_openers.sum() + bad_closers.sum())
 
 
-def _well_formed(data: NDArray[np.uint8], quotes: NDArray[np.int64]) -> bool:
-    """Whether every second quote opens a field or doubles the one before it.
-
-    Then counting quotes tells inside from outside exactly as Arrow's state machine does;
-    a stray quote in the middle of a field breaks the count and needs the slow way.
-    """
-    openers = quotes[::2]
-    before = data[openers[openers > 0] - 1]
-    return bool(np.isin(before, _EDGES).all())
+def _found(data: NDArray[np.uint8], marks: bytes) -> Positions:
+    """Return where any of up to two bytes stands."""
+    if not marks:
+        return np.empty(0, np.int64)
+    is_mark = data == marks[0]
+    return np.flatnonzero(is_mark | (data == marks[1]) if marks[1:] else is_mark)
 
 
-def end_at(buffer: bytes, least: int) -> int:
-    r"""Return the first record end at or after `least`, or -1.
-
-    Example:
-        >>> end_at(b'a,"x\ny"\nb,c\n', 3)
-        8
-    """
-    if _QUOTE not in buffer:
-        return records.line_end_at(buffer, least)
-    ends = _ends(buffer)
-    found = ends[ends >= least]
-    return int(found[0]) if found.size else -1
+def _without(positions: Positions, escaped: Positions) -> Positions:
+    return positions[~np.isin(positions, escaped)] if escaped.size else positions
 
 
-def last_end(buffer: bytes) -> int:
-    """Return the end of the last whole record, or -1."""
-    if _QUOTE not in buffer:
-        return records.last_line_end(buffer)
-    ends = _ends(buffer)
-    return int(ends[-1]) if ends.size else -1
-
-
-def record_starts(raw: bytes) -> list[int]:
-    """Return where each record of `raw` starts, blank lines left out as the reader does."""
-    lines = _spans(raw if raw.endswith((b"\n", b"\r")) else raw + b"\n")
-    return [start for start, stop in lines if raw[start:stop].strip(b"\r\n")]
-
-
-def _spans(buffer: bytes) -> Iterator[tuple[int, int]]:
-    """Match record after record; stop at the first that is not whole."""
-    at = 0
-    for match in _RECORD.finditer(buffer):
-        if match.start() != at:
-            return
-        at = match.end()
-        yield match.start(), at
-
-
-def first_record(file: BinaryIO, target: int) -> int:
-    """Guess the first record that starts at or after byte `target`.
-
-    Without a quote in the window the next line is it. With quotes, the target may lie inside a
-    quoted text: both readings are tried and the one whose quotes open and close fields wins.
-    A wrong guess is found when the partitions' extents are compared.
-    """
-    file.seek(target - 1)
-    window = records.read_exactly(file, _WINDOW_BYTES)
-    if _QUOTE not in window:
-        return records.first_line(file, target)
-    outside, inside = window, b'"' + window
-    shift = 0
-    if _faults(inside) < _faults(outside):
-        window, shift = inside, 1
-    # What precedes the first line end belongs to the record before.
-    end = end_at(window, 1 + shift)
-    return target - 1 + end - shift if end >= 0 else records.first_line(file, target)
-
-
-def _faults(window: bytes) -> int:
-    """Count quotes that neither open nor close a field, if `window` starts outside quotes."""
-    data = np.frombuffer(window, np.uint8)
-    quotes = np.flatnonzero(data == _QUOTE)
-    openers, closers = quotes[::2], quotes[1::2]
-    bad_openers = ~np.isin(data[openers[openers > 0] - 1], _EDGES)
-    bad_closers = ~np.isin(data[closers[closers < data.size - 1] + 1], _EDGES)
-    return int(bad_openers.sum() + bad_closers.sum())
-
-
-BOUNDARIES = records.Boundaries(first_record, end_at, last_end)
-"""Records end at line ends outside quotes."""
+@lru_cache(maxsize=8)
+def of(dialect: Dialect) -> Records:
+    """Return where the records of a dialect start and end."""
+    return Records(dialect)

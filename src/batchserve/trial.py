@@ -1,0 +1,57 @@
+"""Something tried in a fork of this process, which may die of it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from batchserve import lifetime
+
+_POLL_S = 0.002
+_STDERR = 2
+
+
+def ended(attempt: Callable[[], int], timeout_s: float | None = None) -> int | None:
+    """Call `attempt` in a forked child and tell how that ended.
+
+    Args:
+        attempt: What to try; it may not raise. What it changes stays in the child.
+        timeout_s: Seconds after which the child is killed, or None to wait for it.
+
+    Returns:
+        What `attempt` returned; less than 0 if a signal killed the child (-11 for SIGSEGV); None
+        if it took too long.
+
+    Example:
+        >>> ended(lambda: 3), ended(lambda: os.kill(os.getpid(), signal.SIGSEGV) or 0)
+        (3, -11)
+    """
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        lifetime.end_with(parent)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)  # last words of what dies on trial
+        os._exit(attempt())
+    try:
+        return _waited(child, timeout_s)
+    except BaseException:  # Ctrl-C, say
+        _kill(child)
+        raise
+
+
+def _waited(child: int, timeout_s: float | None) -> int | None:
+    deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(_POLL_S)
+    _kill(child)
+    return None
+
+
+def _kill(child: int) -> None:
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
