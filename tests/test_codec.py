@@ -613,8 +613,10 @@ def test_an_optional_output_that_is_not_given_is_refused() -> None:
         (Prediction(output="y", column="y", kind="list", shape=(3,)), np.zeros((2, 4))),
         (Prediction(output="y", column="y", kind="tensor", shape=(2, 2)), np.zeros((2, 4))),
         (Prediction(output="y", column="y", kind="struct", keys=("a",)), [{"b": 1.0}]),
+        (Prediction(output="y", column="y", kind="scalar"), np.zeros((2, 2))),
+        (Prediction(output="y", column="y", kind="scalar"), [np.zeros(1), np.zeros(2)]),
     ],
-    ids=["list", "tensor", "struct"],
+    ids=["list", "tensor", "struct", "scalar", "pieces"],
 )
 def test_an_output_that_changes_its_shape_is_refused(planned: Prediction, values: Any) -> None:
     """An output that has another shape or other keys than when it was planned ends the job."""
