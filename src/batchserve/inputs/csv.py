@@ -180,7 +180,9 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Lo
     columns = texts.columns
     kinds = [wanted.get(n) or inference.classify(c) for n, c in zip(names, columns, strict=True)]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _typed(texts, schema), found, agreed.layouts, agreed.drift)
+    unsaid = [name for name in names if name not in wanted and pa.types.is_string(schema.field(name).type)]
+    numbers = {name: kind for name in unsaid if (kind := inference.number_type(texts.column(name)))}
+    return Look(schema, _typed(texts, schema), found, agreed.layouts, agreed.drift, numbers)
 
 
 def _sample(
