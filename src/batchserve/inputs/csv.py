@@ -492,6 +492,17 @@ def _parse(raw: bytes, rows: _Rows) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
 
 
+def text_fields(record: str, names: Sequence[str], dialect: Dialect) -> list[str] | None:
+    """Return the fields of one record as texts, nulls as empty ones; None if it is none of these columns."""
+    schema = pa.schema([pa.field(name, pa.string()) for name in names])
+    plain = dialect.model_copy(update={"encoding": encodings.UTF_8})
+    try:
+        rows = _parse(record.encode(), _Rows(schema, names, plain)).to_pylist()
+    except _REFUSED:
+        return None
+    return [text or "" for text in rows[0].values()] if len(rows) == 1 else None
+
+
 def _explained(raw: bytes, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Say why Arrow refused one record: not a record, or a text that is not of its type."""
     schema = reading.schema_
