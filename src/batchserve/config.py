@@ -129,7 +129,7 @@ class Job(BaseModel):
     """What a null in a model column becomes: [COLUMN:]reject|nan|fill=VALUE."""
     on_nonfinite: Literal["keep", "reject"] = "keep"
     """What becomes of a row whose score is infinite or not a number."""
-    max_errors: Annotated[str, Field(pattern=r"^\s*(\d+|\d+(\.\d+)?%)\s*$")] = "0"
+    max_errors: Annotated[str, Field(pattern=r"^\s*(\d+|\d+(\.\d+)?%)\s*$", coerce_numbers_to_str=True)] = "0"
     """Rows that may be rejected in an output that is published: a number, or a share like 0.1%."""
     rejects: str | None = None
     """File for rows that cannot be scored; beside the output by default."""
