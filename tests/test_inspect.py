@@ -174,5 +174,5 @@ def test_what_is_said_of_a_csv_counts(tmp_path: Path, capsys: pytest.CaptureFixt
     done = run(capsys, "inspect", tmp_path / "a.txt", "--format", "csv", "--encoding", "latin-1")
 
     assert done.code == 0, done.err
-    assert "né  int64" in done.out
+    assert "né     int64" in done.out
     assert "iso8859-1; encoding as said, the rest found" in done.out
