@@ -47,6 +47,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run the long forms of what proves that every row is accounted for: an hour; one table of figures."""
+    _install(session, "test")
+    session.run("python", "tests/fuzz.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, spelling and that imports point one way."""
     _install(session, "lint")

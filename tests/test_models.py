@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from distributed import LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -439,6 +440,25 @@ def test_all_inputs_set_is_refused(tmp_path: Path) -> None:
     error = refused(tmp_path, lists([1.0]), model=models.echo(tmp_path, "float32", 1), set={"X": 1})
 
     assert "no input of the model is filled from a column" in error.message
+
+
+def test_workers_elsewhere_get_constants_and_lists_too(process_cluster: LocalCluster, tmp_path: Path) -> None:
+    """Several partitions in other processes give the bytes of one partition here."""
+    rows = np.random.default_rng(2).standard_normal((3_000, 3)).astype(np.float32)
+    pq.write_table(pa.table({"x": rows.tolist()}), tmp_path / "in.parquet", row_group_size=500)
+    options: Any = {"model": models.scaled(tmp_path), "set": {"by": 3, "plus": [1, 2, 3]}, "keep": "none"}
+
+    there = bs.score(
+        tmp_path / "in.parquet",
+        tmp_path / "a.parquet",
+        cluster=process_cluster,
+        partition_size=20_000,
+        **options,
+    )
+    here = bs.score(tmp_path / "in.parquet", tmp_path / "b.parquet", **options)
+
+    assert there.partitions > here.partitions == 1
+    assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
 
 
 # -- batches ----------------------------------------------------------------------------------

@@ -93,11 +93,6 @@ def duration(value: Any) -> Any:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def _text(value: Any) -> Any:
-    """Read a number as the text it is."""
-    return str(value).strip() if isinstance(value, int | str) else value
-
-
 Names = Annotated[tuple[str, ...], BeforeValidator(_items)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Constants = Annotated[dict[str, str], BeforeValidator(_constants)]
@@ -134,7 +129,7 @@ class Job(BaseModel):
     """What a null in a model column becomes: [COLUMN:]reject|nan|fill=VALUE."""
     on_nonfinite: Literal["keep", "reject"] = "keep"
     """What becomes of a row whose score is infinite or not a number."""
-    max_errors: Annotated[str, BeforeValidator(_text), Field(pattern=r"^(\d+|\d+(\.\d+)?%)$")] = "0"
+    max_errors: Annotated[str, Field(pattern=r"^\s*(\d+|\d+(\.\d+)?%)\s*$", coerce_numbers_to_str=True)] = "0"
     """Rows that may be rejected in an output that is published: a number, or a share like 0.1%."""
     rejects: str | None = None
     """File for rows that cannot be scored; beside the output by default."""

@@ -7,6 +7,7 @@ of the model and the output, how the run is shown).
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
@@ -25,7 +26,7 @@ from batchserve.errors import (
     did_you_mean,
     raise_all,
 )
-from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source, inference
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
 from batchserve.model import Signature, Tensor, runtime_version, session_for
 from batchserve.modelfile import ModelSpec, identify
@@ -205,6 +206,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     names = problems.attempt(lambda: _outputs(job, signature), none)
     keep = problems.attempt(lambda: _keep(job, look.schema.names), none)
     problems.check()
+    look = _as_numbers(look, bound)
     binding = codec.settled(bound, look.sample)
     whole = binding.fixed_batch is not None
     session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
@@ -234,6 +236,22 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
         schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
         rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
     )  # fmt: skip
+
+
+def _as_numbers(look: Look, binding: Binding) -> Look:
+    """Type columns that the model reads as numbers by their numbers: a text that is none is a reject.
+
+    So a column does not become text by a bad row that the sample happens to hold.
+    """
+    kinds = {name: look.numbers[name] for name in binding.numeric if name in look.numbers}
+    if not kinds:
+        return look
+    fields, columns = list(look.schema), list(look.sample.columns)
+    for name, kind in kinds.items():
+        i = look.schema.get_field_index(name)
+        fields[i], columns[i] = fields[i].with_type(kind), inference.as_numbers(columns[i], kind)
+    schema = pa.schema(fields)
+    return replace(look, schema=schema, sample=pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
 def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from batchserve import inputs
+from batchserve import config, inputs
 from batchserve.errors import NotFoundError, UsageError
 from batchserve.inputs import OPEN_END, Look, Slice, Source, Wish, files, ipc, packed, records
-from batchserve.inputs.dialect import Dialect
+from batchserve.inputs.dialect import Asked, Dialect
 from batchserve.inputs.files import Given
 from batchserve.inputs.parquet import opened
 from batchserve.report import human_bytes
@@ -43,16 +43,22 @@ def is_data(path: str) -> bool:
         return stream.read(1) != _ONNX_START and file.suffix.lower() != ".onnx"
 
 
-def described(path: str) -> dict[str, str]:
+def described(path: str, **said: Any) -> dict[str, str]:
     """Return what a data file holds, in words.
 
     Rows are exact, but for text over 16 MiB: there they are estimated from its beginning.
 
+    Args:
+        path: The file.
+        **said: Format and dialect, as far as they are not to be found.
+
     Raises:
         DataError: The file is damaged.
+        UsageError: What is said of it makes no sense.
     """
-    (source,) = files.resolve([path], _format(path))
-    look = inputs.look([source], Wish())
+    job = config.load(said, [path]).job
+    (source,) = files.resolve([path], job.format or _format(path))
+    look = inputs.look([source], Wish(asked=Asked.of(job)))
     more, rows = _stored(source, look)
     facts = {
         "format": _NAMES[source.format] + (f", packed with {source.codec}" if source.codec else ""),

@@ -191,6 +191,8 @@ class Look:
     """Of the files whose own columns are not those of the schema."""
     drift: tuple[str, ...] = ()
     """How files differ and what is made of it, in words."""
+    numbers: dict[str, pa.DataType] = field(default_factory=dict)
+    """What columns of texts would be without the texts that are no numbers."""
 
 
 @dataclass(frozen=True)

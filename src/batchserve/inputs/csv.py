@@ -78,7 +78,7 @@ def _check_encoding(path: str, head: bytes, encoding: str) -> None:
     lines = lines if len(head) < detection.HEAD_BYTES else lines[:-1]  # the last one may be cut
     bad = [line for line in lines if not _is_text(line, name)]
     if len(bad) * 2 > len(lines):
-        raise DataError(f"{path}: is not {_shown_encoding(encoding)}", _ENCODING_HINT)
+        raise DataError(f"{path}: is not {encodings.shown(encoding)}", _ENCODING_HINT)
 
 
 def _is_text(line: bytes, name: str) -> bool:
@@ -87,10 +87,6 @@ def _is_text(line: bytes, name: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _shown_encoding(name: str) -> str:
-    return name.upper() if name.startswith("utf") else name
 
 
 # -- header and types -------------------------------------------------------------------------
@@ -141,7 +137,7 @@ def _names(line: bytes, path: str, dialect: Dialect) -> list[str]:
         names = [str(name) for name in table.column_names]
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError):
-            message = f"{path}: its header is not {_shown_encoding(dialect.encoding)}"
+            message = f"{path}: its header is not {encodings.shown(dialect.encoding)}"
             raise DataError(message, _ENCODING_HINT) from error
         raise DataError(f"{path}: its header cannot be read ({error})", f"is it {dialect}?") from error
     if not dialect.header:
@@ -180,7 +176,9 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Lo
     columns = texts.columns
     kinds = [wanted.get(n) or inference.classify(c) for n, c in zip(names, columns, strict=True)]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _typed(texts, schema), found, agreed.layouts, agreed.drift)
+    unsaid = [name for name in names if name not in wanted and pa.types.is_string(schema.field(name).type)]
+    numbers = {name: kind for name in unsaid if (kind := inference.number_type(texts.column(name)))}
+    return Look(schema, _typed(texts, schema), found, agreed.layouts, agreed.drift, numbers)
 
 
 def _sample(
@@ -430,7 +428,7 @@ def _no_records(raw: bytes, starts: Sequence[int], rows: _Rows) -> dict[int, str
     widths = quotes.of(dialect).widths(raw, starts)
     ragged = np.flatnonzero(widths != wanted).tolist() if widths is not None else []
     found = {i: _wrong_width(int(widths[i]), wanted) for i in ragged} if widths is not None else {}
-    reason = f"is not {_shown_encoding(dialect.encoding)}"
+    reason = f"is not {encodings.shown(dialect.encoding)}"
     return found | dict.fromkeys(_undecodable(raw, starts, dialect), reason)
 
 
@@ -538,7 +536,7 @@ def _judged(name: str, kind: pa.DataType, value: str, place: Place, reading: Rea
 def _reason(error: Exception, dialect: Dialect) -> str:
     text = str(error)
     if isinstance(error, UnicodeDecodeError) or "UTF8" in text:
-        return f"is not {_shown_encoding(dialect.encoding)}"
+        return f"is not {encodings.shown(dialect.encoding)}"
     found = re.search(r"Expected (\d+) columns, got (\d+)", text)
     return _wrong_width(int(found[2]), int(found[1])) if found else "is no CSV record"
 

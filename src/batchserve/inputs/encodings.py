@@ -48,6 +48,16 @@ def named(name: str) -> str:
     return UTF_8 if found in {"utf-8", "utf-8-sig", "ascii"} else found
 
 
+def shown(name: str) -> str:
+    """Return an encoding as people write it.
+
+    Example:
+        >>> shown("utf-8"), shown("cp1252")
+        ('UTF-8', 'cp1252')
+    """
+    return name.upper() if name.startswith("utf") else name
+
+
 def marked(head: bytes) -> str | None:
     """Return the encoding that the first bytes of a file name by a mark, or None.
 

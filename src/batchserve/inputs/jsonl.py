@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import json as pajson
 
@@ -39,10 +40,10 @@ def record_starts(raw: bytes, dialect: Dialect | None = None) -> list[int]:
     """Return where each record of `raw` starts, blank lines left out as the reader does."""
     del dialect
     starts, at = [], 0
-    for line in raw.splitlines(keepends=True):
+    for line in raw.split(b"\n"):
         if line.strip():
             starts.append(at)
-        at += len(line)
+        at += len(line) + 1
     return starts
 
 
@@ -92,7 +93,7 @@ def _sample(source: Source, dialect: Dialect, *, full: bool) -> Iterator[bytes]:
 def _inferred(raw: bytes, dialect: Dialect) -> Iterator[pa.Table]:
     """Read lines with the types Arrow finds; where it refuses, halve down to single lines."""
     try:
-        text = dialect.as_utf8(raw)
+        text = _text(raw, dialect)
         yield pajson.read_json(pa.BufferReader(text), read_options=_whole(text))
     except _REFUSED:
         starts = record_starts(raw)
@@ -190,9 +191,12 @@ def _pieces(
     if not raw.strip():
         return
     try:
-        batch = _parse(dialect.as_utf8(raw), schema)
+        text = _text(raw, dialect)
+        batch = _parse(text, schema)
     except _REFUSED:
         batch = None
+    else:
+        batch = batch if _is_one_per_line(text, batch.num_rows) else None
     starts = [0] if batch is not None else record_starts(raw)
     if len(starts) == 1:
         yield start, start + len(raw), batch
@@ -200,6 +204,33 @@ def _pieces(
     middle = starts[len(starts) // 2]
     yield from _pieces(raw[:middle], schema, dialect, start)
     yield from _pieces(raw[middle:], schema, dialect, start + middle)
+
+
+def _text(raw: bytes, dialect: Dialect) -> bytes:
+    """Return lines as UTF-8; Arrow would let malformed text pass, in values and in keys.
+
+    Raises:
+        UnicodeDecodeError: Some byte is no character.
+    """
+    text = dialect.as_utf8(raw)
+    if not text.isascii():
+        text.decode()
+    return text
+
+
+def _is_one_per_line(text: bytes, rows: int) -> bool:
+    """Whether every line is one of the `rows` objects that Arrow found, which cares for no line ends."""
+    data = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(data[:-1] == _FEED)
+    before = np.where(data[ends - 1] == _RETURN, data[ends - 2], data[ends - 1])
+    if ends.size == rows - 1 and (before == _CLOSE).all() and (data[ends + 1] == _OPEN).all():
+        return True
+    lines = [line.strip() for line in text.split(b"\n")]
+    filled = [line for line in lines if line]
+    return len(filled) == rows and all(line[0] == _OPEN and line[-1] == _CLOSE for line in filled)
+
+
+_FEED, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 
 
 def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
@@ -212,7 +243,9 @@ def _parse(raw: bytes, schema: pa.Schema) -> pa.RecordBatch:
 def _explained(raw: bytes, place: Place, reading: Reading) -> Fault | TypeMisfit:
     """Say why Arrow refused one line."""
     try:
-        row = json.loads(reading.dialect.as_utf8(raw))
+        row = json.loads(_text(raw, reading.dialect).decode())
+    except UnicodeDecodeError:
+        return Fault("PARSE", "", "", f"is not {encodings.shown(reading.dialect.encoding)}")
     except ValueError:
         return Fault("PARSE", "", "", "is no JSON")
     if not isinstance(row, dict):
