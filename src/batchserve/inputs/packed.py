@@ -24,7 +24,7 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _BZIP2_BLOCKS = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")
 _READ_BYTES = 1 << 18
-_PIECE_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 18
 """What is unpacked at once: as exact as this is the place where a fault is told."""
 
 
