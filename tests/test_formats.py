@@ -646,6 +646,14 @@ KINDS: dict[str, pa.Array] = {
     "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
     "dictionary": pa.array(["a", None]).dictionary_encode(),
     "null": pa.nulls(2),
+    "uuid": pa.array([bytes(range(16)), None], pa.uuid()),
+    "json": pa.array(['{"a": 1}', None], pa.json_()),
+    "tensor": pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.float32(), [2]), pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))
+    ),
+    "list_of_dictionaries": pa.array([["a"], ["b"]], pa.list_(pa.string())).cast(
+        pa.list_(pa.dictionary(pa.int32(), pa.string()))
+    ),
     "nested_decimal": pa.array([[Decimal("1.5")], None], pa.list_(pa.decimal128(5, 1))),
 }
 
@@ -760,3 +768,9 @@ def test_an_absurd_size_is_damage_and_no_want_of_memory() -> None:
     """A size that no machine has is told as damage (65), not as memory that ran out (75)."""
     with pytest.raises(DataError, match="is damaged"), translated("a.arrow"):
         pa.allocate_buffer(1 << 62)
+
+
+def test_what_arrow_cannot_read_is_not_taken_for_damage() -> None:
+    """A file that is whole, but of a kind that Arrow lacks, is told as such."""
+    with pytest.raises(DataError, match=r"a\.parquet: holds what Arrow cannot read"), translated("a.parquet"):
+        raise pa.ArrowNotImplementedError("Nested data conversions")
