@@ -8,7 +8,7 @@ import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +53,7 @@ def dialect_of(source: Source, asked: Asked) -> Found:
         DataError: They are not of the encoding that the file should have.
     """
     if not asked.delimiter and _SUFFIX_TSV.search(source.path):
-        asked = asked.model_copy(update={"delimiter": "\t"})
+        asked = replace(asked, delimiter="\t")
     encoding = asked.encoding or encodings.marked(_head(source, encodings.UTF_8, 4)) or encodings.UTF_8
     head = _head(source, encoding, detection.HEAD_BYTES)
     _check_encoding(source.path, head, encoding)

@@ -17,7 +17,7 @@ from batchserve.inputs.dialect import NONE, Asked, Dialect, Found, LineEnd
 
 HEAD_BYTES = 64 << 10
 _ROWS = 100
-_DETECTOR_CHARACTERS = 16_000
+_LOOKED_AT_CHARACTERS = 16_000
 _DELIMITERS = ",;\t|"
 _RARE_DELIMITERS = ": ^~"
 _ALIKE = 0.9
@@ -158,15 +158,22 @@ _ESCAPES = re.compile(r"\\[,;|\t]|\\\"(?=[^\",;|\t\s])")
 def _common(text: str, asked: Asked) -> _Marks | None:
     """Return the marks of the common CSV, with what the user said, if the first rows fit them."""
     marks = _as_asked(asked, _Marks(",", '"', None))
-    unlike = (asked.escape is None and _ESCAPES.search(text)) or (
-        asked.quote is None and re.search(rf"(?m)(^|{re.escape(marks.delimiter)})'[^'\n]*'(?=\W|$)", text)
-    )
+    if _is_unlike(text[:_LOOKED_AT_CHARACTERS], marks, asked):
+        return None
     rows = _rows(text, marks)
-    if unlike or not _is_common(rows):
+    if not _is_common(rows):
         return None
     if asked.delimiter is None and _may_be_of_another(rows):
         return None
     return marks
+
+
+def _is_unlike(text: str, marks: _Marks, asked: Asked) -> bool:
+    """Whether there are escape characters or single quotes that nobody said anything of."""
+    if asked.escape is None and _ESCAPES.search(text):
+        return True
+    single = rf"(?m)(^|{re.escape(marks.delimiter)})'[^'\n]*'(?=\W|$)"
+    return asked.quote is None and bool(re.search(single, text))
 
 
 def _is_common(rows: Sequence[_Row]) -> bool:
@@ -208,7 +215,7 @@ def _told_by_detector(text: str, delimiters: list[str]) -> _Marks | None:
     """Return what CleverCSV says, or None if it does not know or sees one column."""
     from clevercsv.detect import Detector
 
-    sample = "".join(text[:_DETECTOR_CHARACTERS].splitlines(keepends=True)[:_ROWS])
+    sample = "".join(text[:_LOOKED_AT_CHARACTERS].splitlines(keepends=True)[:_ROWS])
     try:
         found = Detector().detect(sample, delimiters=delimiters)
     except Exception:  # noqa: BLE001  it is asked about any text there is; a guess may fail
@@ -265,6 +272,7 @@ def _mean(flags: Sequence[bool]) -> float:
 
 _NUMBER = re.compile(r"\s*[+-]?(\d[\d.,' ]*|\.\d+)([eE][+-]?\d+)?\s*%?\s*")
 _DATE = re.compile(r"\s*\d{1,4}[-/.:]\d{1,2}([-/.: T]\d{1,4}.*)?")
+_JUDGED_ROWS = 30
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
 
 
@@ -274,7 +282,7 @@ def _has_header(rows: Sequence[_Row]) -> tuple[bool, bool]:
     A name over values is a header; a value over values is none. Where all is text, a first row
     whose texts do not come again is taken for names.
     """
-    first, *others = rows or [_Row(0, [])]
+    first, *others = rows[:_JUDGED_ROWS] or [_Row(0, [])]
     body = [row.fields for row in others if len(row.fields) == len(first.fields)]
     if not body:
         valued = bool(first.fields) and all(map(_is_value, first.fields))
