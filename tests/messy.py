@@ -115,6 +115,7 @@ CORPUS = (
         f"2024-01-0{i} 10:0{i}:00,https://a.org/x?y={i};z=1\n" for i in range(1, 5)), columns=("at", "link")),
     known("years as names", "country,2019,2020,2021\nNL,1,2,3\nNO,4,5,6\nGH,7,8,9\n",
           columns=("country", "2019", "2020", "2021"), rows=3),
+    known("numbered columns", "0,1,2\n5.1,3.5,1\n4.9,3,0\n4.7,3.2,1\n", columns=("0", "1", "2"), rows=3),
     known("a nameless first column", ",x,y\n0,1.5,2\n1,2.5,3\n2,3.5,4\n", columns=("", "x", "y"), rows=3),
     known("blanks after commas", "x, y, z\n1, 2, 3\n4, 5, 6\n7, 8, 9\n", columns=("x", " y", " z"), rows=3),
     known("lists in quotes", "id;tags;n\n" + "".join(f'{i};"a,b|c,d";{i}\n' for i in range(5)),

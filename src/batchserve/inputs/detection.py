@@ -292,8 +292,10 @@ def _has_header(rows: Sequence[_Row]) -> tuple[bool, bool]:
     columns = list(zip(first.fields, zip(*body, strict=True), strict=True))
     typed = [name for name, values in columns if _are_values(values) and not _is_missing(name)]
     valued_names = [name for name in typed if _is_value(name)]
+    if typed and _count_on(typed):
+        return True, False
     if typed:
-        return len(valued_names) < len(typed) or _are_years(typed), len(valued_names) in {0, len(typed)}
+        return len(valued_names) < len(typed), len(valued_names) in {0, len(typed)}
     again = any(name in values for name, values in columns if name)
     return not again, not again
 
@@ -313,9 +315,13 @@ def _are_values(texts: Sequence[str]) -> bool:
     return bool(values) and others <= (len(values) + 1) // 4
 
 
-def _are_years(names: Sequence[str]) -> bool:
-    """Whether names that are numbers count on by one, as years over columns do."""
-    if len(names) < 2 or not all(re.fullmatch(r"(1[89]|20)\d\d", name) for name in names):  # noqa: PLR2004
+def _count_on(names: Sequence[str]) -> bool:
+    """Whether names that are numbers count on by one: years over columns, or 0, 1, 2 as pandas writes."""
+    if len(names) < 2 or not all(re.fullmatch(r"(1[89]|20)\d\d|\d{1,3}", name) for name in names):  # noqa: PLR2004
         return False
-    years = list(map(int, names))
-    return years == list(range(years[0], years[0] + len(years)))
+    first = int(names[0])
+    likely = first == 0 or first > _FIRST_YEAR
+    return likely and list(map(int, names)) == list(range(first, first + len(names)))
+
+
+_FIRST_YEAR = 1799
