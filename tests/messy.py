@@ -51,6 +51,7 @@ MONEY = (("2024-01-31", "1.234,50", "rent"), ("2024-02-01", "12,00", "tea"), ("2
 SAYS = "id,text\n" + "".join(f'{i},"He said ""no"", {i} times"\n' for i in range(4))
 POEM = "id,text,n\n" + "".join(f'{i},"one line\nand, another\n\nend",{i * 7}\n' for i in range(5))
 ESCAPED = "id,text\n" + "".join(f'{i},"say \\"hi\\", {i}"\n' for i in range(6))
+LINES = "id,text,n\n" + "".join(f'{i},"some, \\"quoted\\" and\nline {i}",{i * 7}\n' for i in range(400))
 BARE = "id,text\n" + "".join(f"{i},Ann\\, Bo and Chen\n" for i in range(6))
 UNNAMED = ("column_1", "column_2", "column_3")
 
@@ -73,6 +74,7 @@ CORPUS = (
           delimiter=";"),
     known("doubled quotes", SAYS, columns=("id", "text")),
     known("escaped quotes", ESCAPED, escape="\\", columns=("id", "text"), rows=6),
+    known("escaped quotes over lines", LINES, escape="\\", columns=("id", "text", "n"), rows=400),
     known("escaped commas, no quotes", BARE, escape="\\", columns=("id", "text"), rows=6),
     known("paths that end in a backslash", "id,path\n" + "".join(f'{i},"C:\\dir{i}\\"\n' for i in range(5)),
           columns=("id", "path"), rows=5),

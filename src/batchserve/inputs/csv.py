@@ -324,9 +324,8 @@ def _is_nonsense(raw: bytes, reading: Reading) -> bool:
     head = raw[: max(0, found.last_end(raw[:_LOOKED_AT_BYTES]))]
     starts = found.starts(head)
     widths = found.widths(head, starts)
-    if widths is None or len(starts) < _FEW_RECORDS:
-        return False
-    return int((widths != len(reading.schema_)).sum()) * 2 > len(starts)
+    wrong = int((widths != len(reading.schema_)).sum())
+    return len(starts) >= _FEW_RECORDS and wrong * 2 > len(starts)
 
 
 def _endless(record: records.Endless, path: str) -> BadRecord:
@@ -439,8 +438,8 @@ def _no_records(raw: bytes, starts: Sequence[int], rows: _Rows) -> dict[int, str
     """
     wanted, dialect = len(rows.schema), rows.dialect
     widths = quotes.of(dialect).widths(raw, starts)
-    ragged = np.flatnonzero(widths != wanted).tolist() if widths is not None else []
-    found = {i: _wrong_width(int(widths[i]), wanted) for i in ragged} if widths is not None else {}
+    ragged = np.flatnonzero(widths != wanted).tolist()
+    found = {i: _wrong_width(int(widths[i]), wanted) for i in ragged}
     reason = f"is not {_shown_encoding(dialect.encoding)}"
     return found | dict.fromkeys(_undecodable(raw, starts, dialect), reason)
 

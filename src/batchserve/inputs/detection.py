@@ -7,6 +7,7 @@ whose rows are most alike and whose fields look most like data.
 
 import csv
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def find(head: bytes, encoding: str, asked: Asked) -> Found:
         skip_lines=(asked.skip_lines or 0) + preamble, encoding=encoding,
     )  # fmt: skip
     dialect = dialect.model_copy(update={"line_end": _line_end(body, dialect)})
-    return Found(dialect=dialect, sure=surely and told, said=asked.said)
+    fits = len(rows) == first or len(rows[first].fields) == _width(rows[first:])
+    return Found(dialect=dialect, sure=surely and told and fits, said=asked.said)
 
 
 def _text(head: bytes, dialect: Dialect) -> str:
@@ -215,15 +217,22 @@ def _told_by_detector(text: str, delimiters: list[str]) -> _Marks | None:
     """Return what CleverCSV says, or None if it does not know or sees one column."""
     from clevercsv.detect import Detector
 
-    sample = "".join(text[:_LOOKED_AT_CHARACTERS].splitlines(keepends=True)[:_ROWS])
     try:
-        found = Detector().detect(sample, delimiters=delimiters)
+        found = Detector().detect(_sample(text), delimiters=delimiters)
     except Exception:  # noqa: BLE001  it is asked about any text there is; a guess may fail
         return None
     if found is None or found.delimiter not in delimiters:
         return None
     quote = "'" if found.quotechar == "'" else '"'
     return _Marks(found.delimiter, quote, "\\" if found.escapechar == "\\" else None)
+
+
+def _sample(text: str) -> str:
+    """Return the first lines, up to one that closes the quotes before it."""
+    lines = text[:_LOOKED_AT_CHARACTERS].splitlines(keepends=True)[:_ROWS]
+    open_ = [count % 2 for count in itertools.accumulate(line.count('"') for line in lines)]
+    closed = next((i for i in range(len(lines), len(lines) // 2, -1) if not open_[i - 1]), len(lines))
+    return "".join(lines[:closed])
 
 
 def _width(rows: Sequence[_Row]) -> int:
