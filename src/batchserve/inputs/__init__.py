@@ -332,4 +332,4 @@ def line_of(place: Place, *, gzip: bool, dialect: Dialect = COMMON) -> int | Non
         return None
     from batchserve.inputs import records
 
-    return records.count_lines(place.path, place.byte_offset, gzip=gzip, encoding=dialect.encoding)
+    return records.count_lines(place.path, place.byte_offset, gzip=gzip, dialect=dialect)

@@ -58,6 +58,16 @@ def marked(head: bytes) -> str | None:
     return next((name for mark, name in _MARKS if head.startswith(mark)), None)
 
 
+def shown(name: str) -> str:
+    """Return the name of an encoding as people write it.
+
+    Example:
+        >>> shown("utf-16"), shown("cp1252")
+        ('UTF-16', 'cp1252')
+    """
+    return name.upper() if name.startswith("utf") else name
+
+
 @lru_cache
 def is_streamed(name: str) -> bool:
     """Whether text of this encoding has to be decoded from its start.

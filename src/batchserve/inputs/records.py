@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 
 from batchserve.errors import DataError
 from batchserve.inputs import OPEN_END, Extent, Slice
+from batchserve.inputs.dialect import COMMON, Dialect
 from batchserve.inputs.encodings import UTF_8, as_utf8
 from batchserve.storage import transient_reading, translated
 
@@ -163,19 +164,15 @@ def first_line(file: BinaryIO, target: int, terminator: bytes = b"\n") -> int:
     return position
 
 
-def count_lines(path: str, offset: int, *, gzip: bool, encoding: str = UTF_8) -> int:
-    """Return the line, counted from 1, that byte `offset` of a text file is in.
-
-    Lines end in a line feed; in a file that has none before the offset, in a carriage return.
-    """
-    feeds = returns = 0
+def count_lines(path: str, offset: int, *, gzip: bool, dialect: Dialect = COMMON) -> int:
+    """Return the line, counted from 1, that byte `offset` of a text file is in."""
+    lines = 1
     with opened(path, gzip=gzip) as stored:
-        file = as_utf8(stored, encoding)
+        file = as_utf8(stored, dialect.encoding)
         while offset > 0 and (block := read_exactly(file, min(BLOCK_BYTES, offset))):
-            feeds += block.count(b"\n")
-            returns += block.count(b"\r") if not feeds else 0
+            lines += block.count(dialect.terminator)
             offset -= len(block)
-    return 1 + (feeds or returns)
+    return lines
 
 
 LINES = Boundaries(first_line, line_end_at, last_line_end)
