@@ -190,6 +190,17 @@ def test_an_unclosed_quote_swallows_nothing_in_silence(
     assert f"never closed: the {len(rest)} bytes to the end of the file are one record" in message
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lines_of_a_file_with_carriage_returns_are_counted_by_them(encoding: str, score: Score) -> None:
+    """In a file whose lines end in carriage returns, the line of a reject is counted by these alone."""
+    text = "x,c\r" + '1,"a\nb"\r' * 4 + "5\r6,f\r"
+
+    message = told(score, text.encode(encoding))
+
+    assert "1 of 6 rows cannot be scored" in message
+    assert "in.csv:6: '5' has 1 field, not 2" in message
+
+
 def test_a_record_that_is_too_long_is_told_with_bounded_memory(
     score: Score, monkeypatch: pytest.MonkeyPatch
 ) -> None:

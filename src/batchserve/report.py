@@ -183,8 +183,8 @@ def where(place: Place, made: Plan) -> str:
     if place.byte_offset is None:
         return shortest(place.path)
     codec = next((source.codec for source in made.sources if source.path == place.path), None)
-    encoding = made.recipe.reading.dialect.encoding
-    line = LineCounter(place.path, codec=codec, encoding=encoding).line_of(place.byte_offset)
+    dialect = made.recipe.reading.dialect
+    line = LineCounter(place.path, codec=codec, dialect=dialect).line_of(place.byte_offset)
     return f"{shortest(place.path)}:{line}"
 
 
