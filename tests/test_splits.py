@@ -330,7 +330,7 @@ def test_every_record_is_a_row_or_a_reject(text: str, dialect: Dialect, data: st
         path = Path(folder, "in.csv")
         path.write_bytes(raw)
         sources = files.resolve([str(path)])
-        found = inputs.look(sources, infer="sample", types={}, asked=asked)
+        found = inputs.look(sources, Wish(asked=asked))
         assume(found.found.dialect.terminator == dialect.terminator)
         reading = Reading(
             schema_=found.schema, columns=("c0", "c1"), batch_rows=64, dialect=dialect, fixed=("c0", "c1")

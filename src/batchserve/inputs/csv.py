@@ -428,7 +428,7 @@ def _no_records(raw: bytes, starts: Sequence[int], rows: _Rows) -> dict[int, str
     widths = quotes.of(dialect).widths(raw, starts)
     ragged = np.flatnonzero(widths != wanted).tolist() if widths is not None else []
     found = {i: _wrong_width(int(widths[i]), wanted) for i in ragged} if widths is not None else {}
-    reason = f"is not {_shown_encoding(dialect.encoding)}"
+    reason = f"is not {encodings.shown(dialect.encoding)}"
     return found | dict.fromkeys(_undecodable(raw, starts, dialect), reason)
 
 
