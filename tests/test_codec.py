@@ -425,6 +425,15 @@ def test_texts_that_are_large_integers_keep_their_digits() -> None:
     assert tensor[0] == 2**53 + 1
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_a_hexadecimal_text_is_no_number(dtype: str) -> None:
+    """0x1F is CAST for integers as for floats; the numbers beside it are read."""
+    tensor, misfits = encoded(pa.array(["9007199254740993", "0x1F", None, "7"]), dtype, "fill", "5")
+
+    assert tensor[[0, 2, 3]].tolist() == [np.dtype(dtype).type(9007199254740993), 5, 7]
+    assert [(m.row, m.kind, m.value) for m in misfits] == [(1, "CAST", "0x1F")]
+
+
 PAST = ("1.5", "9223372036854775808.0", "-9223372036854775809.0")
 
 

@@ -272,7 +272,7 @@ def _strings(column: pa.Array, name: str, policy: NullPolicy, misfits: list[Misf
 def _parsed(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfit]) -> pa.Array:
     """Read a text column as numbers; a text that is none becomes null and a CAST misfit."""
     column = without_null_texts(column)
-    if dtype.kind in "iu":
+    if dtype.kind in "iu" and not _has_hexadecimals(column):
         with suppress(pa.ArrowInvalid):
             return column.cast(pa.from_numpy_dtype(dtype))
     try:
@@ -282,6 +282,14 @@ def _parsed(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Mis
     if dtype.kind in "iu":
         return _integers(column.to_pylist(), name, dtype, misfits)
     return column.cast(pa.float64()) if numbers is None else numbers
+
+
+_HEXADECIMAL = pc.MatchSubstringOptions("[xX]")
+
+
+def _has_hexadecimals(texts: pa.StringArray) -> bool:
+    """Whether some text has an x: Arrow reads 0x1F as an integer, and as no double."""
+    return bool(pc.any(pc.match_substring_regex(texts, options=_HEXADECIMAL)).as_py())
 
 
 def _without_words(column: pa.StringArray, name: str, misfits: list[Misfit]) -> pa.StringArray:
