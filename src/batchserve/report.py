@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchserve import inputs, workspace
 from batchserve.binding import Feed
-from batchserve.codec import exact_integers, number_dtype
+from batchserve.casts import exact_integers, number_dtype
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
