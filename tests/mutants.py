@@ -141,6 +141,9 @@ def _gzip(raw: bytes) -> bytes:
     return gzip.compress(raw, mtime=0)
 
 
+PACK: dict[str, Callable[[bytes], bytes]] = {"gz": _gzip, "bz2": bzip2, "xz": lzma.compress}
+
+
 def _halves(raw: bytes) -> tuple[bytes, bytes]:
     return raw[: len(raw) // 2], raw[len(raw) // 2 :]
 
@@ -369,12 +372,21 @@ def _warm(kinds: Sequence[Seed], home: Path) -> None:
 def _one(kinds: Sequence[Seed], number: int, seed: int, folder: Path) -> Verdict:
     chance = random.Random(f"{seed} {number}")
     kind = kinds[number % len(kinds)]
-    mutant, done = mutate(kind.raw, chance)
+    mutant, done = _mutant(kind, chance)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     begun = Verdict(number, kind.name, done)
     verdict = _forked(kind, mutant, begun, folder)
     return _commanded(kind, begun, folder) if kind.is_model and verdict.code < 0 else verdict
+
+
+def _mutant(kind: Seed, chance: random.Random) -> tuple[bytes, str]:
+    """Mutate a file; of those that are packed every second one inside."""
+    pack = PACK.get(kind.name.rpartition(".")[2])
+    if pack is None or chance.random() < 0.5:
+        return mutate(kind.raw, chance)
+    text, done = mutate(splitters.unpacked(kind.raw, kind.name.rpartition(".")[2]) or b"", chance)
+    return pack(text), f"inside {done}"
 
 
 def _forked(kind: Seed, mutant: bytes, begun: Verdict, folder: Path) -> Verdict:
