@@ -33,9 +33,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests that need scikit-learn and its converter."""
+    """Run the tests that need scikit-learn and its converter, or onnxruntime-extensions."""
     _install(session, "test")
-    session.install("scikit-learn==1.9.1", "skl2onnx==1.20.0")
+    session.install("scikit-learn==1.9.1", "skl2onnx==1.20.0", "onnxruntime-extensions==0.15.2")
     session.run("pytest", "tests_extras", "-q", *session.posargs)
 
 

@@ -26,6 +26,7 @@ import traceback
 from bz2 import compress as bzip2
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -491,7 +492,8 @@ def run(count: int, seed: int = 1, lanes: int = 2) -> Result:
         )
         for lane in range(lanes)
     ]  # fmt: skip
-    said = [worker.communicate()[0] for worker in workers]
+    with ThreadPoolExecutor(lanes) as pool:
+        said = list(pool.map(lambda worker: worker.communicate()[0], workers))
     assert not any(worker.returncode for worker in workers)
     verdicts = [Verdict(**json.loads(line)) for text in said for line in text.splitlines()]
     return Result(sorted(verdicts, key=lambda v: v.number), (time.monotonic() - started) / 60)

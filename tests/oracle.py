@@ -5,6 +5,7 @@ Reads whole files, pads every micro-batch to one shape, knows neither Dask nor b
 
 import gzip
 import json
+import lzma
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pandas as pd
+import pyarrow as pa
+from pyarrow import feather
 
+UNPACK: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".jsonl": open}
+DTYPES_OF = {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(), pa.string(): pd.StringDtype()}
 DTYPES = {"float": "float32", "double": "float64", "int64": "int64"}
 
 
@@ -22,10 +27,13 @@ def read(*paths: Path, texts: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _read(path: Path, texts: Sequence[str]) -> pd.DataFrame:
+    if path.suffix == ".arrow":
+        frame: pd.DataFrame = feather.read_table(path).to_pandas(types_mapper=DTYPES_OF.get)
+        return frame
     if ".parquet" in path.name:
         return pd.read_parquet(path, dtype_backend="numpy_nullable")
     if ".jsonl" in path.name:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        with UNPACK[path.suffix](path, "rt") as file:
             return pd.DataFrame([json.loads(line) for line in file]).convert_dtypes()
     typed = pd.read_csv(path, dtype_backend="numpy_nullable")
     plain = pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""])

@@ -27,7 +27,7 @@ Row = tuple[str, str | int]
 
 def simulate(home: Path, share: float) -> tuple[list[Row], list[str]]:
     """Explore histories of crashes, two deep, on a simulated disk."""
-    found = simulator.explore(simulator.planned(home), int(HISTORIES * share), losses=12)
+    found = simulator.explore(simulator.planned(home), int(HISTORIES * share), losses=20)
     rows: list[Row] = [
         ("crash histories simulated", found.histories),
         ("promises broken", len(found.violations)),

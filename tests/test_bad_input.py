@@ -177,7 +177,7 @@ CASES = (
     Bad("folder-empty", f"notes {O} {M}", 66, ("notes: no input file", ".csv")),
     Bad("input-unreadable", f"unreadable.csv {O} {M}", 74, ("unreadable.csv", "hint:")),
     Bad("input-format", f"table.xlsx {O} {M}", 2, ("table.xlsx: not a format", ".parquet")),
-    Bad("input-formats", f"iris.csv iris.parquet {O} {M}", 2, ("csv, parquet", "one at a time")),
+    Bad("input-formats", f"iris.csv iris.parquet {O} {M}", 2, ("iris.csv), parquet (", "one at a time")),
     Bad("input-twice", f"iris.csv iris.csv {O} {M}", 73, ("iris.csv: is the same file", "name it once")),
     Bad("input-twice-linked", f"iris.csv same.csv {O} {M}", 73, ("same.csv: is the same file", "once")),
     Bad("csv-empty", f"empty.csv {O} {M}", 65, ("empty.csv: is empty", "remove it")),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from batchserve.binding import Binding, Feed, NullPolicy, Wish, bind, stored_features, wanted_columns
+from batchserve.binding import Binding, Feed, Wish, bind, stored_features, wanted_columns
 from batchserve.codec import (
     NULL_TEXTS,
     Encoded,
@@ -23,6 +23,7 @@ from batchserve.codec import (
 )
 from batchserve.errors import ModelError
 from batchserve.model import FEATURES_KEY, Port, Signature, Tensor
+from batchserve.nulls import NullPolicy
 from batchserve.predictions import Prediction, check_rows, decode, joined, observe
 
 SIGNED = ("int8", "int16", "int32", "int64")
@@ -612,8 +613,10 @@ def test_an_optional_output_that_is_not_given_is_refused() -> None:
         (Prediction(output="y", column="y", kind="list", shape=(3,)), np.zeros((2, 4))),
         (Prediction(output="y", column="y", kind="tensor", shape=(2, 2)), np.zeros((2, 4))),
         (Prediction(output="y", column="y", kind="struct", keys=("a",)), [{"b": 1.0}]),
+        (Prediction(output="y", column="y", kind="scalar"), np.zeros((2, 2))),
+        (Prediction(output="y", column="y", kind="scalar"), [np.zeros(1), np.zeros(2)]),
     ],
-    ids=["list", "tensor", "struct"],
+    ids=["list", "tensor", "struct", "scalar", "pieces"],
 )
 def test_an_output_that_changes_its_shape_is_refused(planned: Prediction, values: Any) -> None:
     """An output that has another shape or other keys than when it was planned ends the job."""

@@ -343,3 +343,25 @@ def test_tables_are_read_from_texts_and_tables(value: Any) -> None:
 def test_infer_has_two_ways() -> None:
     """The choices that a wrong --infer is told are those the field allows."""
     assert get_args(Job.model_fields["infer"].annotation) == ("sample", "full")
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        (["a=1", "b=[1, 2]"], {"a": "1", "b": "[1, 2]"}),
+        ("a=1,b=[[1,2],[3,4]],c=x", {"a": "1", "b": "[[1,2],[3,4]]", "c": "x"}),
+        ("a=one, two", {"a": "one, two"}),
+        ({"a": 1.5, "b": [1, 2], "c": True, "d": "x"}, {"a": "1.5", "b": "[1, 2]", "c": "true", "d": "x"}),
+    ],
+    ids=str,
+)
+def test_values_of_inputs_may_be_lists(said: Any, means: dict[str, str]) -> None:
+    """A comma parts two inputs only where a name and = follow; a table's values become JSON."""
+    assert load({"set": said}, [], environment={}).job.set == means
+
+
+@pytest.mark.parametrize("said", ["x", ["a=1", "x"], 5])
+def test_a_value_without_an_input_is_refused(said: Any) -> None:
+    """A value that names no input is a usage error."""
+    with pytest.raises(UsageError, match="set"):
+        load({"set": said}, [], environment={})

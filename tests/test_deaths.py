@@ -1,5 +1,6 @@
 """Workers, nannies, schedulers and drivers that die: what is lost, what is redone, who is blamed."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from batchserve.cluster import named, processes
 from batchserve.cluster.named import Cluster
 from conftest import digest, environment
 from killing import Script, kill, scripted_cluster, until
+from workbench import divider
 
 ROWS = 600
 PARTITION_BYTES = 1_000
@@ -324,3 +326,22 @@ def test_a_late_attempt_changes_nothing(
 
     assert digest(tmp_path / "out.parquet") == calm
     assert not (tmp_path / ".out.parquet.batchserve").exists()
+
+
+def test_a_row_that_kills_its_worker_is_a_reject(cluster: Cluster, script: Script, tmp_path: Path) -> None:
+    """On a cluster, too, the one row that kills is found: the least int64 divided by -1 (SIGFPE)."""
+    assert script.attempts == {}
+    pairs = [(i, 1 + i % 7) for i in range(3_000)]
+    pairs[1_234] = (-(2**63), -1)
+    (tmp_path / "in.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in pairs))
+    model = divider(tmp_path / "divide.onnx")
+
+    report = bs.score(
+        tmp_path / "in.csv", tmp_path / "out.parquet", model=model, scheduler=cluster.address, max_errors=1,
+        partition_size="6k",
+    )  # fmt: skip
+
+    assert report.partitions > 3
+    assert report.receipt.rejected_by == {"CRASH": 1}
+    (line,) = (tmp_path / "out.rejects.jsonl").read_text().splitlines()
+    assert (json.loads(line)["record"], json.loads(line)["line"]) == (1_235, 1_236)

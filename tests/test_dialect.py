@@ -12,7 +12,7 @@ import pytest
 
 import batchserve as bs
 import messy
-from batchserve import inputs
+from batchserve import inputs, verify
 from batchserve.errors import BatchserveError
 from batchserve.inputs import Block, Reading, Wish, detection, files
 from batchserve.inputs.dialect import Asked, Dialect
@@ -119,7 +119,7 @@ def test_the_first_file_says_how_all_are_written(tmp_path: Path, model: Path) ->
     (tmp_path / "a.csv").write_text("x;c\n1;a\n2;b\n")
     (tmp_path / "b.csv").write_text("x,c\n1,a\n2,b\n")
 
-    with pytest.raises(BatchserveError, match=r"b\.csv: has no column x, c and a column x,c more") as refused:
+    with pytest.raises(BatchserveError, match=r"b\.csv: no column x, c; a column x,c more") as refused:
         bs.score([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "out.parquet", model=model)
 
     assert refused.value.exit_code == 65
@@ -136,6 +136,27 @@ def test_a_header_too_narrow_for_its_rows_is_still_one(score: Score) -> None:
     """Rows that end in one delimiter too many are rejects of their number of fields, with the header kept."""
     with pytest.raises(BatchserveError, match=r"in\.csv:2: '1,a,' has 3 fields, not 2"):
         score("x,c\n1,a,\n2,b,\n")
+
+
+ODD = "a report\n\nx;c\r" + "".join(f"{i};'t;{i}'\r" for i in range(40))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_frames_and_verify_read_any_dialect(encoding: str, tmp_path: Path, model: Path) -> None:
+    """A lazy frame has the rows of an odd file, and verify scores some of them again and finds them equal."""
+    path, output = tmp_path / "in.csv", tmp_path / "out.parquet"
+    path.write_bytes(ODD.replace("\n", "\r").encode(encoding))
+    said: dict[str, Any] = {} if encoding == "utf-16" else {"encoding": encoding}
+
+    bs.score(path, output, model=model, partition_size=100, **said)
+    frame = bs.scored(path, model=model, partition_size=100, **said).compute()
+    verdict = verify.verify(str(output))
+
+    expected = [f"t;{i}" for i in range(40)]
+    assert pq.read_table(output)["c"].to_pylist() == expected
+    assert frame["c"].to_list() == expected
+    assert (verdict.differences, verdict.skipped) == ([], [])
+    assert verdict.rows_scored > 0
 
 
 # -- overridable ------------------------------------------------------------------------------

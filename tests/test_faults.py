@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import gzip
+import lzma
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from isal import igzip
+from pyarrow import feather
 
 import faults
 import models
@@ -156,8 +158,24 @@ def write_parquet(path: Path) -> None:
     pq.write_table(table, path, row_group_size=ROWS // 3)
 
 
+def write_arrow(path: Path) -> None:
+    numbers = [i / 8 for i in range(ROWS)]
+    table = pa.table({"a": numbers, "b": numbers, "kind": ["red"] * ROWS})
+    feather.write_feather(table, str(path), chunksize=ROWS // 3, compression="uncompressed")
+
+
+def write_zstd(path: Path) -> None:
+    with pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), "zstd") as stream:
+        stream.write(text().encode())
+
+
+def write_xz(path: Path) -> None:
+    path.write_bytes(lzma.compress(text().encode()))
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "in.csv": write_csv, "in.csv.gz": write_gzip, "in.jsonl": write_jsonl, "in.parquet": write_parquet,
+    "in.arrow": write_arrow, "in.csv.zst": write_zstd, "in.csv.xz": write_xz,
 }  # fmt: skip
 
 
@@ -182,8 +200,8 @@ class Flaky:
 
 @contextmanager
 def flaky(trip: Trip, folder: Path) -> Iterator[None]:
-    """Let reads of the input in `folder` go through a trip; Arrow's own reads of Parquet as a whole."""
-    opened, unpacked, file = Path.open, igzip.open, pq.ParquetFile
+    """Let reads of the input in `folder` go through a trip; Arrow's own reads of a file as a whole."""
+    opened, unpacked, file, stored = Path.open, igzip.open, pq.ParquetFile, pa.OSFile
 
     def open_path(path: Path, *given: Any, **more: Any) -> Any:
         if path.parent != folder or not path.name.startswith("in."):
@@ -193,16 +211,20 @@ def flaky(trip: Trip, folder: Path) -> Iterator[None]:
     def open_parquet(*given: Any, **more: Any) -> Any:
         return trip.call("read", lambda: file(*given, **more))
 
+    def open_arrow(*given: Any) -> Any:
+        return trip.call("read", lambda: stored(*given))
+
     with (
         patch.object(Path, "open", open_path),
         patch.object(igzip, "open", lambda *given: Flaky(trip, unpacked(*given))),
+        patch.object(pa, "OSFile", open_arrow),
         patch.object(parquet, "pq", SimpleNamespace(ParquetFile=open_parquet)),
     ):
         yield
 
 
 class Reader:
-    """A job of three partitions (gzip: one) whose input may be hard to read."""
+    """A job of three partitions (packed: one) whose input may be hard to read."""
 
     def __init__(self, home: Path, name: str) -> None:
         self.home, path = home, home / name
@@ -277,7 +299,7 @@ def test_a_read_that_goes_on_failing_ends_the_job(reader: Reader) -> None:
 
 def no_memory(*_: Any, **__: Any) -> Any:
     """Fail as Arrow does, whose MemoryError is one of its other errors too."""
-    return pa.allocate_buffer(1 << 62)
+    raise pa.lib.ArrowMemoryError("malloc of size 4096 failed")
 
 
 @pytest.mark.parametrize(

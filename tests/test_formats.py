@@ -24,6 +24,8 @@ from pyarrow import feather, ipc
 from batchserve import inputs
 from batchserve.errors import BatchserveError, DataError, UsageError
 from batchserve.inputs import Wish, files, packed, records
+from batchserve.inputs import ipc as reader_of_arrow
+from batchserve.inputs.parquet import translated
 from workbench import doubler, scored
 
 Score = Callable[..., pa.Table]
@@ -128,6 +130,51 @@ def test_an_arrow_file_without_rows_gives_none(rows: int, tmp_path: Path, score:
 
     for name in ("a.arrow", "a.arrows"):
         assert score(written(tmp_path / name, table)).num_rows == rows
+
+
+@pytest.mark.parametrize("columns", [("x",), ("s", "x"), ("d",), ("l", "d")])
+def test_columns_that_nobody_wants_are_not_read(columns: tuple[str, ...], tmp_path: Path) -> None:
+    """Any choice of columns, dictionaries among those left out, gives those columns in the order wanted."""
+    texts = pa.array(["p", "q"] * 30)
+    table = pa.table({
+        "d": texts.dictionary_encode(), "x": range(60), "l": pa.array([["p"], ["q"]] * 30), "s": texts,
+        "e": pa.array(["t"] * 60).dictionary_encode(),
+    })  # fmt: skip
+    for name in ("a.arrow", "a.arrows"):
+        path = written(tmp_path / name, table, chunksize=20)
+        (partition,) = inputs.partitions(files.resolve([str(path)]), 1 << 20)
+        reading = inputs.Reading(schema_=table.schema, columns=columns, batch_rows=64)
+
+        items = inputs.read(partition.slices[0], reading)
+
+        found = pa.Table.from_batches([item.batch for item in items if isinstance(item, inputs.Block)])
+        assert found.equals(table.select(columns))
+
+
+def test_one_huge_record_batch_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: Score
+) -> None:
+    """A table that was written as one record batch takes no memory of its size."""
+    monkeypatch.setattr(reader_of_arrow, "_MAPPED_BYTES", 1 << 20)
+    rows = 500_000
+    table = pa.table({"x": np.arange(rows), "s": [f"text {i}" for i in range(rows)]})
+    with ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    del table
+    with ipc.open_file(str(tmp_path / "a.arrow")) as file:
+        assert file.num_record_batches == 1
+    sources = files.resolve([str(tmp_path / "a.arrow")])
+    (partition,) = inputs.partitions(sources, 1 << 30)
+    schema = inputs.look(sources, Wish()).schema
+    reading = inputs.Reading(schema_=schema, columns=("x", "s"), batch_rows=1024)
+    before, most = pa.total_allocated_bytes(), 0
+
+    for item in inputs.read(partition.slices[0], reading):
+        assert item is not None
+        most = max(most, pa.total_allocated_bytes() - before)
+
+    assert most < 1 << 20
+    assert score(tmp_path / "a.arrow")["x"].to_pylist() == [*range(rows)]
 
 
 def test_types_that_parquet_lacks_are_refused_by_name(tmp_path: Path, score: Score) -> None:
@@ -382,6 +429,17 @@ def test_a_packed_file_reads_and_seeks_forward(suffix: str, data: bytes, places:
         path.unlink()
 
 
+def test_a_zstd_frame_with_a_huge_window_is_told_as_such(tmp_path: Path) -> None:
+    """A frame that needs 2 GiB to unpack is whole, and refused for that reason with the way on."""
+    head = b"\x28\xb5\x2f\xfd" + bytes([0, (31 - 10) << 3])
+    block = (len(TEXT) << 3 | 1).to_bytes(3, "little") + TEXT
+    path = tmp_path / "a.csv.zst"
+    path.write_bytes(head + block)
+
+    with pytest.raises(DataError, match=r"a\.csv\.zst: is packed in a way that needs more than 128 MiB"):
+        all_rows(path)
+
+
 def test_pzstd_files_begin_with_a_frame_to_skip(tmp_path: Path, score: Score) -> None:
     """Skippable frames, which parallel packers write, hold no text."""
     skip = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
@@ -389,6 +447,57 @@ def test_pzstd_files_begin_with_a_frame_to_skip(tmp_path: Path, score: Score) ->
     path.write_bytes(skip + zstd_frame(TEXT) + skip + zstd_frame(LINES))
 
     assert score(path).num_rows == 6000
+
+
+# -- any file ---------------------------------------------------------------------------------
+
+CELLS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
+    "int64": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+    "double": (pa.float64(), st.floats(allow_nan=False)),
+    "text": (pa.string(), st.text(max_size=5)),
+    "bool": (pa.bool_(), st.booleans()),
+    "bytes": (pa.binary(), st.binary(max_size=5)),
+    "list": (pa.list_(pa.int32()), st.lists(st.integers(-9, 9), max_size=3)),
+    "struct": (pa.struct({"a": pa.string()}), st.fixed_dictionaries({"a": st.text(max_size=2)})),
+}
+
+
+@st.composite
+def any_table(draw: st.DrawFn) -> pa.Table:
+    """Make a table of a few columns of any types, with nulls."""
+    names = draw(st.lists(st.sampled_from(sorted(CELLS)), min_size=1, max_size=4, unique=True))
+    rows = draw(st.integers(0, 40))
+    columns = {}
+    for name in names:
+        kind, cells = CELLS[name]
+        cells = st.none() | cells
+        columns[name] = pa.array(draw(st.lists(cells, min_size=rows, max_size=rows)), kind)
+    return pa.table(columns)
+
+
+@given(
+    table=any_table(),
+    suffix=st.sampled_from(["parquet", "arrow", "arrows"]),
+    chunk=st.integers(1, 50),
+    target_bytes=st.integers(1, 5000),
+)
+def test_any_table_reads_equal_whatever_the_split(
+    table: pa.Table, suffix: str, chunk: int, target_bytes: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any columns in any format, cut anywhere, give the table and the number of each record."""
+    path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+    written(path, table, **({"row_group_size": chunk} if suffix == "parquet" else {"chunksize": chunk}))
+    sources = files.resolve([str(path)])
+    look = inputs.look(sources, Wish(add_source=True))
+    reading = inputs.Reading(schema_=look.schema, columns=tuple(look.schema.names), batch_rows=64)
+
+    parts = inputs.laid_out(inputs.partitions(sources, target_bytes), look, add_source=True)
+    items = [item for each in parts for part in each.slices for item in inputs.read(part, reading)]
+
+    batches = [item.batch for item in items if isinstance(item, inputs.Block)]
+    found = pa.Table.from_batches(batches, look.schema)
+    assert found.select(table.column_names).equals(table)
+    assert found["source_row"].to_pylist() == [*range(1, table.num_rows + 1)]
 
 
 # -- which format -----------------------------------------------------------------------------
@@ -604,3 +713,9 @@ def test_one_huge_row_group_streams(tmp_path: Path) -> None:
 
     assert seen == rows
     assert most < size / 2
+
+
+def test_an_absurd_size_is_damage_and_no_want_of_memory() -> None:
+    """A size that no machine has is told as damage (65), not as memory that ran out (75)."""
+    with pytest.raises(DataError, match="is damaged"), translated("a.arrow"):
+        pa.allocate_buffer(1 << 62)

@@ -27,6 +27,7 @@ def test_a_csv_is_described(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert (found["format"], found["rows"], found["columns"]) == ("CSV", "5,027", "19")
     assert found["size"] == "464 kB"
+    assert "sure" in found["dialect"]
     assert found["year"] == "int64"
     assert found["dep_delay"] == "int64, 116 of the first 4,096 null"
     assert found["row 1"].startswith("year 2013, month 1, day 1, dep_time 517, ")
@@ -164,3 +165,14 @@ def test_a_folder_and_a_missing_file_are_told(tmp_path: Path, capsys: pytest.Cap
     assert run(capsys, "inspect", tmp_path).code == 2
     missing = run(capsys, "inspect", tmp_path / "flihgts.csv")
     assert (missing.code, "did you mean flights.csv?" in missing.err) == (66, True)
+
+
+def test_what_is_said_of_a_csv_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inspect takes the flags of the dialect, as score does."""
+    (tmp_path / "a.txt").write_bytes("né;x\n1;2\n".encode("latin-1"))
+
+    done = run(capsys, "inspect", tmp_path / "a.txt", "--format", "csv", "--encoding", "latin-1")
+
+    assert done.code == 0, done.err
+    assert "né     int64" in done.out
+    assert "iso8859-1; encoding as said, the rest found" in done.out

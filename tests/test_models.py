@@ -6,20 +6,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.dataframe as dd
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from distributed import LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import batchserve as bs
 import models
-from batchserve import modelfile, report
+from batchserve import constants, frames, modelfile, proof, report, verify
+from batchserve import lists as listing
+from batchserve import model as model_module
+from batchserve.binding import Binding, Feed
+from batchserve.codec import array_of, encode
+from batchserve.console import summary_lines
 from batchserve.errors import ModelError, NotFoundError
+from batchserve.model import Port, session_for
+from batchserve.nulls import NullPolicy
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -244,6 +256,52 @@ def test_every_type_goes_in_and_out_unchanged(dtype: str, data: st.DataObject, t
         assert plain.to_numpy().tobytes() == values.tobytes()
 
 
+def test_a_column_of_nulls_alone_is_one_of_lists(tmp_path: Path) -> None:
+    """Rows that are all null have no type: each is what --on-null says, in the size of the model."""
+    model = models.echo(tmp_path, "int32", 2)
+    table = pa.table({"X": pa.nulls(2)})
+
+    assert score(tmp_path, table, model=model, on_null="fill=3")["same"].to_pylist() == [[3, 3], [3, 3]]
+    assert "MISSING X: 2 rows" in refused(tmp_path, table, model=model).message
+
+
+def test_frames_of_lists_are_scored(tmp_path: Path) -> None:
+    """pandas, Polars and Dask frames with lists or arrays in their cells give one list per row."""
+    model = bs.Model(models.echo(tmp_path, "float32", 2))
+    frame = pd.DataFrame({"X": [[1.0, 2.0], [3.0, 4.0]], "unread": [object(), None]})
+
+    expected = [[1.0, 2.0], [3.0, 4.0]]
+    assert [list(row) for row in model.predict(frame)["same"]] == expected
+    arrays = pd.DataFrame({"X": [np.array(row) for row in expected]})
+    assert [list(row) for row in model.predict(arrays)["same"]] == expected
+    assert model.predict(pl.DataFrame({"X": expected}))["same"].to_list() == expected
+    with dask.config.set({"dataframe.convert-string": False}):  # or Dask would make texts of the lists
+        lazy = model.predict(dd.from_pandas(frame[["X"]], npartitions=2))
+    assert [list(row) for row in lazy.compute(scheduler="threads")["same"]] == expected
+    with pytest.raises(bs.BatchserveError, match="1 of 2 rows cannot be scored: row 1 X: '' has 1 value"):
+        model.predict(pa.table({"X": [[1.0, 2.0], [3.0]]}))
+
+
+def test_an_output_with_constants_and_lists_is_verified(tmp_path: Path) -> None:
+    """`verify` scores rows again with the values that the plan holds, also with the model elsewhere."""
+    table = pa.table({"x": [[float(i), 2.0, 3.0] for i in range(300)]})
+    model = models.scaled(tmp_path)
+    score(tmp_path, table, model=model, set={"by": 10, "plus": [1, 2, 3]})
+    moved = shutil.move(model, tmp_path / "moved.onnx")
+
+    checked = verify.verify(str(tmp_path / "out.parquet"), model=str(moved))
+
+    assert (checked.differences, checked.skipped, checked.rows_scored) == ([], [], 300)
+
+
+def test_inspect_shows_inputs_that_have_a_value(tmp_path: Path) -> None:
+    """What a model takes is shown with what it may be left without."""
+    facts = frames.described(str(models.scaled(tmp_path)))
+
+    assert facts["in  by"] == "tensor(float) []"
+    assert facts["opt less"] == "tensor(float) [3]"
+
+
 def test_json_lines_have_lists_too(tmp_path: Path) -> None:
     """A list in a JSON line fills a wide input; one of another size is a reject with its line."""
     lines = tmp_path / "in.jsonl"
@@ -307,6 +365,8 @@ def test_a_text_may_be_set(tmp_path: Path) -> None:
         ({"by": "1e39"}, "--set by=1e39: is no float"),
         ({"by": "[[1], [2, 3]]"}, "is no float"),
         ({"less": "[1, 2]"}, "has shape [2], the input is less: tensor(float) [3]"),
+        ({"by": "[[1]"}, "is no float"),
+        ({"by": '"1"'}, "is no float"),
         ({"near": "1"}, "--set near=...: the model has no input near"),
         ({}, "input by: tensor(float) []: is a single value, no column can fill it"),
     ],
@@ -320,6 +380,44 @@ def test_a_value_that_does_not_fit_is_told(wish: dict[str, str], says: str, tmp_
 
     assert error.exit_code == 70
     assert says in str(error)
+
+
+def test_a_value_for_an_input_of_texts_must_be_text(tmp_path: Path) -> None:
+    """A list of numbers is no list of texts; an input of a type that nothing has cannot be set at all."""
+    table = pa.table({"a": [1.0], "b": [2.0]})
+    error = refused(tmp_path, table, model=models.named(tmp_path), set={"kind": "[1]"})
+
+    assert "--set kind=[1]: is no text" in error.message
+    with pytest.raises(ModelError, match=r"--set x=1: input x: .*int4.* cannot be given"):
+        constants.constant(Port(name="x", type="tensor(int4)", shape=(2,)), "1", [None])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has", "fits"),
+    [
+        ((None, 0), (3,), None),
+        ((None, 2), (3,), None),
+        ((None, 2), (None,), (None, 2)),
+        ((None, None), (None,), None),
+        ((None, None), (4,), None),
+        ((2, 2), (2, 2, 1), (2, 2)),
+        ((2, 2), (None, None, 1), None),
+        ((), (), ()),
+    ],
+    ids=str,
+)
+def test_what_lists_say_of_a_row(wanted: listing.Dims, has: listing.Dims, fits: listing.Dims | None) -> None:
+    """Lists fit level by level, or as a flat list whose size gives the one open dimension."""
+    assert listing.fitted(wanted, has) == fits
+
+
+def test_the_first_list_that_fits_gives_the_sizes() -> None:
+    """Rows that cannot be what the input wants decide nothing; without any row, a size is 1."""
+    column = pa.array([None, [1.0, 2.0, 3.0], [1.0, 2.0]])
+
+    assert listing.sized(column, (None, 2)) == (1, 2)
+    assert listing.sized(column.slice(0, 1), (None, 2)) == (1, 2)
+    assert listing.sized(pa.array([[[1.0], [2.0]], []]), (None, None)) == (2, 1)
 
 
 def test_a_model_frame_takes_constants_and_lists(tmp_path: Path) -> None:
@@ -344,6 +442,25 @@ def test_all_inputs_set_is_refused(tmp_path: Path) -> None:
     assert "no input of the model is filled from a column" in error.message
 
 
+def test_workers_elsewhere_get_constants_and_lists_too(process_cluster: LocalCluster, tmp_path: Path) -> None:
+    """Several partitions in other processes give the bytes of one partition here."""
+    rows = np.random.default_rng(2).standard_normal((3_000, 3)).astype(np.float32)
+    pq.write_table(pa.table({"x": rows.tolist()}), tmp_path / "in.parquet", row_group_size=500)
+    options: Any = {"model": models.scaled(tmp_path), "set": {"by": 3, "plus": [1, 2, 3]}, "keep": "none"}
+
+    there = bs.score(
+        tmp_path / "in.parquet",
+        tmp_path / "a.parquet",
+        cluster=process_cluster,
+        partition_size=20_000,
+        **options,
+    )
+    here = bs.score(tmp_path / "in.parquet", tmp_path / "b.parquet", **options)
+
+    assert there.partitions > here.partitions == 1
+    assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
+
+
 # -- batches ----------------------------------------------------------------------------------
 
 
@@ -361,6 +478,17 @@ def test_a_fixed_batch_is_filled_up(batch: int, tmp_path: Path) -> None:
     assert (
         report.plan_facts(planned)["batch rows"] == f"{batch} in every run of the model, fixed in the model"
     )
+
+
+@pytest.mark.parametrize(("width", "rows"), [(4, 1024), (20_000, 256), (300_000, 64)])
+def test_wide_rows_are_run_in_smaller_batches(width: int, rows: int, tmp_path: Path) -> None:
+    """Rows of a run are fewer where a row is large, whatever memory there is: at least 64."""
+    pq.write_table(lists([[1.0] * width]), tmp_path / "in.parquet")
+
+    planned = bs.plan(tmp_path / "in.parquet", model=models.echo(tmp_path, "float32", width)).plan
+
+    assert planned.recipe.batch_rows == rows
+    assert report.plan_facts(planned)["batch rows"] == f"{rows:,} in every run of the model"
 
 
 def test_inputs_of_two_batch_sizes_are_told(tmp_path: Path) -> None:
@@ -409,6 +537,22 @@ def test_bfloat16_comes_out_as_float32(tmp_path: Path) -> None:
     assert scored["Y"].to_pylist() == [[1.5, 2.296875]]  # 8 bits of 2.3
 
 
+def test_bfloat16_of_no_values_and_beside_texts(tmp_path: Path) -> None:
+    """An empty bfloat16 output is an empty float32; onnxruntime gives none to a model with texts."""
+    kind = onnx.TensorProto.BFLOAT16
+    session = session_for(modelfile.identify(str(models.cast(tmp_path, kind))))
+    (empty,) = session.run(["Y"], {"X": np.zeros((0, 2), np.float32)})
+    assert (empty.dtype, empty.shape) == (np.dtype("float32"), (0, 2))
+
+    model = onnx.load(tmp_path / "cast.onnx")
+    model.graph.input.append(models._input("s", models.STRING, [None, 1]))
+    model.graph.output.append(models._input("t", models.STRING, [None, 1]))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["s"], ["t"]))
+    onnx.save(model, tmp_path / "texts.onnx")
+    error = refused(tmp_path, pa.table({"X": [[1.0, 2.0]], "s": ["a"]}), model=tmp_path / "texts.onnx")
+    assert "gives no bfloat16 output to a model with text inputs" in error.message
+
+
 @pytest.mark.parametrize("kind", ["FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4"])
 def test_types_that_no_column_has_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     """An output of a type that Arrow lacks is refused before any work, by its name."""
@@ -437,6 +581,28 @@ def test_a_sum_of_integers_over_the_batch_is_found(tmp_path: Path) -> None:
 
     assert "scores of share change when rows stand beside an outlier" in error.message
     assert "ReduceSum" in error.message
+
+
+def test_integers_at_their_end_and_empty_rows_are_varied(tmp_path: Path) -> None:
+    """The largest integer has no larger one beside it, and no values cannot be varied."""
+    outlier = proof._outlier(np.array([127, -3], np.int8))
+    empty = score(tmp_path, lists([[], []], pa.list_(pa.int64())), model=models.echo(tmp_path, "int64", 0))
+
+    assert outlier == -3
+    assert empty["same"].to_pylist() == [[], []]
+
+
+def test_a_model_that_fails_on_its_rows_is_told_by_the_plan(tmp_path: Path) -> None:
+    """A model that cannot take the rows in another order fails before any work, with its own message."""
+    node = onnx.helper.make_node("SplitToSequence", ["X", "sizes"], ["rows"], axis=0)
+    ports = [models._input("X", models.FLOAT, ["N", 2]), models._input("sizes", models.INT64, [2])]
+    rows = onnx.helper.make_tensor_sequence_value_info("rows", models.FLOAT, None)
+    model = models._write(tmp_path / "split.onnx", [node], ports, [rows])
+
+    error = refused(tmp_path, pa.table({"X": [[1.0, 2.0]]}), model=model, set={"sizes": "[3, 4]"})
+
+    assert error.exit_code == 70
+    assert "split_size_sum" in error.message
 
 
 def test_random_scores_are_found(tmp_path: Path) -> None:
@@ -526,6 +692,14 @@ def test_the_library_is_part_of_the_model(tmp_path: Path) -> None:
     assert len({plain.key, a.key, b.key}) == 3
 
 
+def test_no_operator_may_fall_back_to_the_cpu(tmp_path: Path) -> None:
+    """A session for another device tells onnxruntime that no operator may run on the CPU instead."""
+    spec = modelfile.identify(str(models.wide(tmp_path)), device="cuda")
+    key = "session.disable_cpu_ep_fallback"
+
+    assert model_module._options(spec).get_session_config_entry(key) == "1"
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """--device cuda without CUDA is exit 70, with what there is: never the CPU in silence."""
     error = refused(tmp_path, lists([[1.0, 2.0]]), model=models.echo(tmp_path, "float32", 2), device="cuda")
@@ -544,9 +718,6 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 def test_integers_that_lose_digits_are_counted(dtype: str, values: Any) -> None:
     """The count is that of the integers whose float is another number; those that overflow are rejects."""
-    from batchserve.binding import Binding, Feed, NullPolicy
-    from batchserve.codec import array_of, encode
-
     feed = Feed(input="x", dtype=dtype, columns=("x",), nulls=(NullPolicy(),), rank=1)
     batch = pa.RecordBatch.from_arrays([array_of(values)], names=["x"])
 
@@ -571,8 +742,6 @@ def test_the_run_tells_how_many_integers_lost_digits(tmp_path: Path) -> None:
     assert done.receipt.rounded == {"X": 3}
     assert done.facts()["rounded"] == {"X": 3}
     assert "int64 past 16,777,216 loses digits" in report.plan_facts(planned)["in  X"]
-    from batchserve.console import summary_lines
-
     assert "  X: 3 integers rounded to the model's float" in summary_lines(done)
 
 

@@ -1,8 +1,10 @@
 """Every format, model, split and number of workers gives the oracle's rows, bit for bit."""
 
+import bz2
 import gzip
 import json
-from collections.abc import Sequence
+import lzma
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import LocalCluster
+from pyarrow import feather
 
 import batchserve as bs
 import models
@@ -22,7 +25,8 @@ from conftest import Command, digest
 ROWS = 3_000
 TEXTS = ("kind", "note")
 WIDE = ("a", "b", "c", "d")
-FORMATS = ("csv", "csv.gz", "jsonl", "jsonl.gz", "parquet")
+FORMATS = ("csv", "csv.gz", "csv.bz2", "jsonl", "jsonl.gz", "jsonl.xz", "parquet", "arrow")
+PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 NOTES = ("plain", "NA", "", "two\nlines", 'says "so"', "a,b", " \u00e9\u2713 ", "null", "end\r\n", "x" * 40)
 GROUPS = 10
 FILES = 5
@@ -62,19 +66,24 @@ def rows() -> pd.DataFrame:
 
 def write(frame: pd.DataFrame, folder: Path, form: str) -> list[Path]:
     """Write a frame in one format; a format that cannot be split becomes several files."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
     if form == "parquet":
         path = folder / "rows.parquet"
-        table = pa.Table.from_pandas(frame, preserve_index=False)
         pq.write_table(table, path, row_group_size=ROWS // GROUPS)
         return [path]
-    if not form.endswith(".gz"):
+    if form == "arrow":
+        path = folder / "rows.arrow"
+        feather.write_feather(table, str(path), chunksize=ROWS // GROUPS)
+        return [path]
+    pack = PACK.get(Path(form).suffix)
+    if pack is None:
         path = folder / f"rows.{form}"
         path.write_bytes(text(frame, form))
         return [path]
     paths = [folder / f"rows{i}.{form}" for i in range(FILES)]
     size = len(frame) // FILES
     for i, path in enumerate(paths):
-        path.write_bytes(gzip.compress(text(frame.iloc[i * size : (i + 1) * size], form)))
+        path.write_bytes(pack(text(frame.iloc[i * size : (i + 1) * size], form)))
     return paths
 
 

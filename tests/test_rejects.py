@@ -135,7 +135,7 @@ def test_an_unclosed_quote_is_a_reject(tmp_path: Path, capsys: pytest.CaptureFix
     done = refused(capsys, tmp_path, path)
 
     assert r"""rows.csv:5: '5.1,3.5,1.4,0.2,"open\n""" in done.err
-    assert "a quote opened in this record is never closed" in done.err
+    assert "a quote opened in this record is never closed: the 64 bytes" in done.err
 
 
 def test_bytes_that_are_not_utf8_are_a_reject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,3 +201,18 @@ def test_a_row_at_fault_in_two_columns_is_counted_once(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"^1 of 2 rows"):
         bs.score(path, tmp_path / "out.parquet", model=IRIS_MODEL)
+
+
+@pytest.mark.parametrize("at", [1, 90_000])
+def test_a_bad_row_changes_no_type(at: int, tmp_path: Path) -> None:
+    """Sampled or not, a text where the model reads numbers is a reject; the column stays one of numbers."""
+    values = ["1.5"] * 100_000
+    values[at] = "bad"
+    (tmp_path / "in.csv").write_text("x\n" + "\n".join(values) + "\n")
+    model = doubler(tmp_path / "model.onnx")
+
+    report = bs.score(tmp_path / "in.csv", tmp_path / "out.parquet", model=model, max_errors=1)
+
+    assert pq.read_schema(tmp_path / "out.parquet").field("x").type == pa.float64()
+    assert report.amended == {}
+    assert report.receipt.rejected_by == {"CAST x": 1}

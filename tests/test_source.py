@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchserve import inputs
-from batchserve.errors import DataError, UsageError
+import batchserve as bs
+from batchserve import inputs, verify
+from batchserve.errors import DataError, OutputError, UsageError
 from batchserve.inputs import dialect, files, quotes
 from workbench import doubler, run, scored
 
@@ -164,6 +166,52 @@ def test_rejects_do_not_shift_numbers(tmp_path: Path, score: Score) -> None:
     assert sum(isinstance(item, inputs.BadRecord) for item in items) == 199 // 7
     with pytest.raises(DataError):
         score(tmp_path / "a.csv", add_source=True)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[Path]:
+    """Write files in folders that give columns, of which one has its columns in another order."""
+    for day, header in (("1", "x,s"), ("2", "s,X")):
+        folder = tmp_path / "in" / f"day={day}"
+        folder.mkdir(parents=True)
+        cells = [f"{i},t\n" if header == "x,s" else f"t,{i}\n" for i in range(1, 301)]
+        (folder / "a.csv").write_text(f"{header}\n{''.join(cells)}")
+    return [tmp_path / "in"]
+
+
+WISH: dict[str, Any] = {"add_source": True, "schema_drift": "widen", "partition_size": "700"}
+ROWS = [{"x": i, "s": "t", "day": day, "source_row": i} for day in (1, 2) for i in range(1, 301)]
+
+
+def test_folders_drift_and_sources_go_together(mixed: list[Path], score: Score) -> None:
+    """All that is added to rows is there at once, with several workers and partitions."""
+    found = score(mixed, workers=2, **WISH)
+
+    assert found.select(["x", "s", "day", "source_row"]).to_pylist() == ROWS
+
+
+def test_an_output_with_added_columns_is_verified(mixed: list[Path], model: Path) -> None:
+    """`verify` scores rows again with their folders, their layout and their numbers."""
+    bs.score(mixed, model.parent / "v.parquet", model=model, workers=1, overwrite=True, **WISH)
+
+    assert verify.verify(str(model.parent / "v.parquet")).rows_scored > 0
+
+
+def test_the_lazy_frame_has_added_columns(mixed: list[Path], model: Path) -> None:
+    """`scored` gives the same columns and numbers as `score`."""
+    frame = bs.scored(mixed, model=model, **WISH).compute()
+
+    assert frame[["x", "s", "day", "source_row"]].to_dict("records") == ROWS
+
+
+def test_the_last_input_is_not_taken_for_the_output(tmp_path: Path, model: Path) -> None:
+    """`score in/*.parquet --overwrite` without an output is found out with --add-source, too."""
+    (tmp_path / "x.csv").write_text("x\n1\n")
+    for name in ("a", "b"):
+        bs.score(tmp_path / "x.csv", tmp_path / f"{name}.parquet", model=model, prefix="old_")
+
+    with pytest.raises(OutputError, match=r"b\.parquet: has the columns of the inputs"):
+        bs.score(tmp_path / "a.parquet", tmp_path / "b.parquet", model=model, add_source=True, overwrite=True)
 
 
 COMMON = quotes.of(dialect.COMMON)

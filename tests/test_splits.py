@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import batchserve as bs
 import models
 from batchserve import chain, inputs
-from batchserve.inputs import Block, Extent, Partition, Reading, Wish, files, quotes, records
+from batchserve.inputs import BadRecord, Block, Extent, Partition, Reading, Wish, files, quotes, records
 from batchserve.inputs.dialect import Asked, Dialect
 
 # -- a slow reference -------------------------------------------------------------------------
@@ -40,10 +40,11 @@ DIALECTS = (
 )
 
 
-def slow_ends(text: bytes, dialect: Dialect = COMMON) -> list[int]:
+def slow_ends(text: bytes, dialect: Dialect = COMMON, *, rows: bool = False) -> list[int]:
     """Walk byte by byte: a quote opens only at the start of a field, two inside one stand for one.
 
-    A carriage return ends a row for Arrow, as a line feed does; but files are cut only at one of them.
+    A carriage return ends a row for Arrow, as a line feed does; but files are cut only at one of them,
+    and give the ends of `rows` only where they are asked for.
     """
     ends, state, taken = [], "start", False
     for i, byte in enumerate(text.decode("latin-1")):
@@ -54,7 +55,7 @@ def slow_ends(text: bytes, dialect: Dialect = COMMON) -> list[int]:
         elif byte == dialect.quote and state in {"start", "closed"}:
             state = "quoted"
         elif byte in "\r\n":
-            ends += [i + 1] if byte == dialect.terminator.decode() else []
+            ends += [i + 1] if rows or byte == dialect.terminator.decode() else []
             state = "start"
         else:
             state = "start" if byte == dialect.delimiter else "plain"
@@ -163,6 +164,8 @@ def test_records_are_what_arrow_reads_as_rows(text: str, dialect: Dialect) -> No
     alone = [arrow_row(whole[a:b], dialect) for a, b in itertools.pairwise(edges)]
     assert None not in alone
     width = len(alone[0] or ()) if alone else 0
+    widths = quotes.of(dialect).widths(whole, edges[:-1])
+    assert widths is None or widths.tolist() == [len(row or ()) for row in alone]
 
     if len(alone) > 0 and all(row is not None and len(row) == width for row in alone):
         assert arrow_rows(whole, width, dialect) == alone
@@ -305,6 +308,39 @@ def test_a_csv_reads_equal_whatever_the_split(data: st.DataObject) -> None:
         found = [rows_of(path, size, asked) for size in [*sizes, 1 << 30]]
 
     assert all(read == expected for read in found)
+
+
+@settings(max_examples=150)
+@given(pieces, dialects, st.data())
+def test_every_record_is_a_row_or_a_reject(text: str, dialect: Dialect, data: st.DataObject) -> None:
+    """However malformed a text is, each record of the slow reference is read or rejected, at every size."""
+    raw = in_dialect("c0,c1\n" + text, dialect)
+    whole = raw + 2 * dialect.terminator
+    last = slow_ends(whole, dialect)[-1]
+    unclosed = last < len(raw)  # all from there on is one record
+    ends = [end for end in slow_ends(whole, dialect, rows=True) if end <= last]
+    count = sum(bool(whole[a:b].strip(b"\r\n")) for a, b in itertools.pairwise([0, *ends])) - 1
+    asked = Asked(
+        delimiter=dialect.delimiter, quote=dialect.quote or "none", escape=dialect.escape or "none",
+        header=True, skip_lines=0,
+    )  # fmt: skip
+    size = data.draw(st.integers(8, 100))
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "in.csv")
+        path.write_bytes(raw)
+        sources = files.resolve([str(path)])
+        found = inputs.look(sources, Wish(asked=asked))
+        assume(found.found.dialect.terminator == dialect.terminator)
+        reading = Reading(
+            schema_=found.schema, columns=("c0", "c1"), batch_rows=64, dialect=dialect, fixed=("c0", "c1")
+        )
+        exact = inputs.settled(inputs.partitions(sources, size, dialect), dialect)
+        items = [item for each in exact for part in each.slices for item in inputs.read(part, reading)]
+
+    rows = sum(item.batch.num_rows for item in items if isinstance(item, Block))
+    rejects = sum(isinstance(item, BadRecord) for item in items)
+    assert rows + rejects == count + unclosed
 
 
 @settings(max_examples=100)

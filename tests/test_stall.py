@@ -19,7 +19,8 @@ import models
 from batchserve import events, model, modelfile, watch, workspace
 from batchserve.cluster.named import Cluster
 from batchserve.errors import BatchserveError, ModelError, StallError, StoppedError
-from batchserve.model import Runs, session_for
+from batchserve.model import session_for
+from batchserve.runs import Runs
 from batchserve.target import at
 from conftest import Command, environment
 from killing import Script, kill, scripted_cluster, until

@@ -132,3 +132,10 @@ def mixer(path: Path, name: str = "x") -> Path:
     ]
     port = (onnx.TensorProto.FLOAT, [None, 1])
     return save_model(path, nodes, {name: port}, {"y": port}, {"axes": np.array([0], np.int64)})
+
+
+def divider(path: Path) -> Path:
+    """Write a model that divides integers: the least one by -1 kills the process (SIGFPE)."""
+    port = (onnx.TensorProto.INT64, [None, 1])
+    node = helper.make_node("Div", ["a", "b"], ["y"])
+    return save_model(path, [node], {"a": port, "b": port}, {"y": port})

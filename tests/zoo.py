@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,8 +120,6 @@ def judged(case: Any, folder: Path) -> Verdict:
 
 
 def _array(value: Any) -> Any:
-    import onnx
-
     if isinstance(value, onnx.TensorProto):
         return onnx.numpy_helper.to_array(value)
     return np.asarray(value) if isinstance(value, np.generic) else value
@@ -230,7 +229,9 @@ def table(found: Sequence[Verdict]) -> str:
     names = defaultdict(list)
     for verdict in found:
         names[verdict.what].append(verdict.name.removeprefix("test_"))
-    lines = ["| models | what became of them | such as |", "| --- | --- | --- |"]
+    versions = f"onnx {onnx.__version__}, onnxruntime {ort.__version__}"
+    lines = [f"{len(found):,} models of {versions}:", ""]
+    lines += ["| models | what became of them | such as |", "| --- | --- | --- |"]
     for what, many in sorted(
         names.items(), key=lambda item: (not item[0].startswith("scored"), -len(item[1]))
     ):

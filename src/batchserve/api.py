@@ -83,6 +83,36 @@ def plan(
     return Preview(made, target)
 
 
+def retry(
+    path: Path, output: Path, *, listener: Listener | None = None, **options: Unpack[Options]
+) -> Report:
+    """Score the corrected records of a rejects file as their job scored the others.
+
+    Args:
+        path: A rejects file; the text `raw` of its lines may have been corrected.
+        output: Where the rows go: a file, or a dataset to append to.
+        listener: Told what happens.
+        **options: What is to be other than in that job.
+
+    Returns:
+        What was done.
+
+    Raises:
+        BatchserveError: With what is wrong and what to do.
+
+    Example:
+        >>> import batchserve as bs
+        >>> found = bs.score(
+        ...     "examples/flights/flights.csv", "f.parquet", overwrite=True, on_null="reject", max_errors="3%"
+        ... )
+        >>> bs.retry("f.rejects.jsonl", "more.parquet", overwrite=True, on_null="nan").rows
+        133
+    """
+    from batchserve import correction
+
+    return correction.retry(fspath(path), fspath(output), _flags(options), listener or Silent())
+
+
 def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Options]) -> "dd.DataFrame":
     """Return a lazy Dask dataframe of the files' rows with their predictions.
 

@@ -1,29 +1,19 @@
 """Which columns fill which model input: decided once, before any work, all problems at once."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import constants, lists
+from batchserve import constants, lists, nulls
 from batchserve.constants import Constant
 from batchserve.errors import BatchserveError, ModelError, did_you_mean, raise_all
 from batchserve.model import FEATURES_KEY, Port, Signature, Tensor, element, tensor_dtype
-
-NullRule = Literal["reject", "nan", "fill"]
-
-
-class NullPolicy(BaseModel, frozen=True):
-    """What a null in one model column becomes."""
-
-    rule: NullRule = "reject"
-    fill: str = ""
-
-    def __str__(self) -> str:
-        return f"fill={self.fill}" if self.rule == "fill" else self.rule
+from batchserve.nulls import NullPolicy
 
 
 class Feed(BaseModel, frozen=True):
@@ -54,6 +44,12 @@ class Binding(BaseModel, frozen=True):
     def constant_tensors(self, rows: int) -> Mapping[str, Tensor]:
         """Return what the inputs get that no column fills, for a run of `rows` rows."""
         return constants.tensors(self.constants, rows)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one row has in all tensors; a text counts as its reference."""
+        sizes = [math.prod(dim or 1 for dim in feed.shape) * len(feed.columns) for feed in self.feeds]
+        return sum(n * np.dtype(f.dtype).itemsize for n, f in zip(sizes, self.feeds, strict=True))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -98,7 +94,7 @@ def bind(signature: Signature, schema: pa.Schema, wish: Wish) -> Binding:
     problems: list[BatchserveError] = []
     asked = signature.naming({*wish.map, *wish.set})
     fed = asked.without(wish.set)
-    policies = _policies(wish.on_null, problems)
+    policies = nulls.policies(wish.on_null, problems)
     feeds = [_feed(port, fed, wish, schema, problems) for port in fed.inputs]
     fixed = _constants(asked, fed, wish, problems)
     problems += _batch_problems(fed)
@@ -187,7 +183,8 @@ def _list_column(port: Port, signature: Signature, wish: Wish, schema: pa.Schema
 
 
 def _holds_lists(name: str, schema: pa.Schema) -> bool:
-    return name in schema.names and lists.is_list(schema.field(name).type)
+    kind = schema.field(name).type if name in schema.names else None
+    return kind is not None and (lists.is_list(kind) or pa.types.is_null(kind))
 
 
 def _packed(
@@ -196,6 +193,8 @@ def _packed(
     wanted: lists.Dims = tuple(_dim(dim) for dim in port.shape[1:])
     has = lists.dims_of(field.type)
     shape = lists.fitted(wanted, has) if has else None
+    if pa.types.is_null(field.type):
+        shape = wanted
     inner = pa.field(field.name, lists.element_of(field.type))
     if shape is None or _is_turned(field.type):
         row = ", ".join("any number" if dim is None else str(dim) for dim in wanted)
@@ -254,7 +253,7 @@ def _names_for(
     elif not names:
         numeric = [f.name for f in schema if _is_number(f.type)]
         hint = (
-            f"name them in order: --features {','.join(numeric[: _dim(width)])}; "
+            f"name them in order: --features {','.join(numeric[: _dim(width)]) or 'A,B'}; "
             f"or one column of lists: --map {port.name}=COLUMN"
         )
         problems.append(ModelError(f"input {port}: which columns fill it?", hint))
@@ -357,24 +356,6 @@ def _type_problem(field: pa.Field, port: Port, dtype: np.dtype[Any]) -> ModelErr
     return ModelError(f"input {port.name}: wants {wants}, column {field.name} is {kind}", hint)
 
 
-def _policies(wishes: Sequence[str], problems: list[BatchserveError]) -> dict[str, NullPolicy]:
-    policies = {"": NullPolicy()}
-    for wish in wishes:
-        column, colon, rule = wish.rpartition(":") if "=" not in wish else _split_fill(wish)
-        name, _, fill = rule.partition("=")
-        if name not in {"reject", "nan", "fill"} or (name == "fill") != ("=" in rule):
-            hint = "say reject, nan or fill=VALUE, with COLUMN: before it for one column"
-            problems.append(ModelError(f"--on-null {wish}: not understood", hint))
-            continue
-        policies[column if colon else ""] = NullPolicy(rule=name, fill=fill)
-    return policies
-
-
-def _split_fill(wish: str) -> tuple[str, str, str]:
-    column, mark, value = wish.partition(":fill=")
-    return (column, ":", f"fill={value}") if mark else ("", "", wish)
-
-
 def _with_nulls(feed: Feed, policies: Mapping[str, NullPolicy]) -> Feed:
     default = policies[""]
     if feed.dtype == "object" and default.rule == "nan":
@@ -392,20 +373,6 @@ def _null_problems(
         yield ModelError(f"--on-null {column}:...: the model reads no column {column}", near)
     for feed in (_with_nulls(feed, policies) for feed in feeds):
         for name, policy in zip(feed.columns, feed.nulls, strict=True):
-            problem = _null_problem(np.dtype(feed.dtype), policy)
+            problem = nulls.problem(np.dtype(feed.dtype), policy)
             if problem and name in schema.names:
-                yield ModelError(f"column {name}: {problem}", _NULL_CHOICES)
-
-
-_NULL_CHOICES = "choose --on-null COLUMN:reject or COLUMN:fill=VALUE"
-
-
-def _null_problem(dtype: np.dtype[Any], policy: NullPolicy) -> str:
-    if policy.rule == "nan" and dtype.kind != "f":
-        return f"{'text' if dtype.kind == 'O' else dtype.name} has no NaN for a null"
-    if policy.rule == "fill" and dtype.kind != "O":
-        try:
-            dtype.type(policy.fill)
-        except (ValueError, OverflowError):
-            return f"{policy.fill!r} is no {dtype.name} to fill nulls with"
-    return ""
+                yield ModelError(f"column {name}: {problem}", nulls.CHOICES)

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchserve import lists
-from batchserve.binding import Binding, Feed, NullPolicy, is_text
+from batchserve.binding import Binding, Feed, is_text
 from batchserve.model import Tensor
+from batchserve.nulls import NullPolicy
 from batchserve.rejects import RejectClass
 
 # -- arrays without pandas ----------------------------------------------------------------------
@@ -356,14 +357,21 @@ def _rounded(source: Tensor, tensor: Tensor, valid: NDArray[np.bool_] | None) ->
     return int(np.count_nonzero(changed & np.isfinite(tensor)))
 
 
+def _has_range(floats: np.dtype[Any], source: np.dtype[Any]) -> bool:
+    """Whether no number of `source` is infinite as a float of this type."""
+    if source.kind == "f":
+        return source.itemsize < floats.itemsize
+    return floats != np.float16 or np.can_cast(source, floats)
+
+
 def _lost(source: Tensor, tensor: Tensor) -> NDArray[np.bool_] | None:
     """Return where a cast overflowed or cut a fraction off; rounding to a float is no loss."""
     lost: NDArray[np.bool_]
     if tensor.dtype.kind == "f":
-        if source.dtype.kind == "f" and source.dtype.itemsize < tensor.dtype.itemsize:
+        if _has_range(tensor.dtype, source.dtype):
             return None
-        lost = np.isinf(tensor) & np.isfinite(source)
-        return lost
+        lost = np.isinf(tensor)
+        return lost & np.isfinite(source) if lost.any() else None
     if tensor.dtype == bool:
         return None if source.dtype == bool else (source != 0) & (source != 1)
     limits = np.iinfo(tensor.dtype)

@@ -225,6 +225,7 @@ def described(path: str) -> dict[str, str]:
     signature = session_for(spec).signature()
     facts = {"sha256": spec.sha256}
     facts |= {f"in  {port.name}": str(port).partition(": ")[2] for port in signature.inputs}
+    facts |= {f"opt {port.name}": str(port).partition(": ")[2] for port in signature.optional}
     facts |= {f"out {port.name}": str(port).partition(": ")[2] for port in signature.outputs}
     facts |= signature.metadata
     counted = operators(path)

@@ -7,6 +7,7 @@ its receipt is here, so that memory is flat and a dying worker has little to red
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,6 +24,7 @@ from batchserve.events import Listener
 from batchserve.inputs import Partition
 from batchserve.outputs import Receipt, Workspace
 from batchserve.scoring import Recipe
+from batchserve.segments import Unpacker
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -93,6 +95,7 @@ def run(  # noqa: PLR0913, PLR0917  what a job is made of
     client: "Client", partitions: Sequence[Partition], recipe: Recipe, workspace: Workspace,
     total: int, listener: Listener, stall_timeout_s: float | None = None,
     row_by_row: Callable[[Partition], Receipt | None] = lambda _: None,
+    unpacker: Unpacker | None = None,
 ) -> Iterator[Receipt]:  # fmt: skip
     """Score partitions on a cluster; give each receipt as it is committed, in any order.
 
@@ -109,6 +112,7 @@ def run(  # noqa: PLR0913, PLR0917  what a job is made of
         stall_timeout_s: Seconds after which a run of the model is stopped, or None.
         row_by_row: Scores a partition that kills its worker without the rows that do so; gives None
             if it was not a row.
+        unpacker: Unpacks files that cannot be entered in the middle, or None if there are none.
 
     Raises:
         ModelError: Partitions killed their workers when they were alone, too.
@@ -118,7 +122,7 @@ def run(  # noqa: PLR0913, PLR0917  what a job is made of
     """
     suspects: list[Partition] = []
     crashes: list[crash.Crash] = []
-    with translated(), _Window(client, recipe, workspace, stall_timeout_s) as window:
+    with translated(), _Window(client, recipe, workspace, stall_timeout_s, unpacker) as window:
         for partition, result in window.scored(partitions):
             if isinstance(result, Death):
                 listener.on(events.Suspected(places=(partition.place,), cause=str(result)))
@@ -149,10 +153,12 @@ class _Window:
     """The tasks of a job that a cluster holds: few at a time, each with its partition."""
 
     def __init__(
-        self, client: "Client", recipe: Recipe, workspace: Workspace, stall_timeout_s: float | None
-    ) -> None:
+        self, client: "Client", recipe: Recipe, workspace: Workspace, stall_timeout_s: float | None,
+        unpacker: Unpacker | None,
+    ) -> None:  # fmt: skip
         self._client, self._recipe, self._workspace = client, recipe, workspace
-        self._stall_timeout_s = stall_timeout_s
+        self._stall_timeout_s, self._unpacker = stall_timeout_s, unpacker
+        self._segments = 0
         self._run_id = uuid.uuid4().hex[:8]
         self._submitted = 0
         self._held: dict[Any, tuple[Future, Partition]] = {}
@@ -160,16 +166,38 @@ class _Window:
 
     def scored(self, partitions: Sequence[Partition]) -> Iterator[tuple[Partition, Receipt | Death]]:
         """Score partitions; give each with its receipt, or with the worker it was lost with."""
-        chunks = _chunked(partitions)
+        waiting = deque(partitions)
         while True:
-            while len(self._held) <= CHUNK_PARTITIONS // 2 and (chunk := next(chunks, None)):
+            while chunk := self._next_chunk(waiting):
                 self._submit(chunk)
             if not self._held:
                 return
             future = self._next()
             partition = self._held.pop(future.key)[1]
+            if self._unpacker and self._unpacker.needed(partition):
+                self._segments -= 1
+                self._unpacker.release(partition)
             yield partition, _result(future)
             future.release()
+
+    def _next_chunk(self, waiting: "deque[Partition]") -> list[Partition]:
+        """Take what is to be submitted now: up to 64 partitions, or the next one of a packed file.
+
+        Of those only a few are unpacked ahead of the workers.
+        """
+        if not waiting or len(self._held) > CHUNK_PARTITIONS // 2:
+            return []
+        if self._unpacker and self._unpacker.needed(waiting[0]):
+            if self._segments >= len(self._client.nthreads()) + sum(self._client.nthreads().values()):
+                return []
+            self._segments += 1
+            return [self._unpacker.prepared(waiting.popleft())]
+        chunk: list[Partition] = []
+        while waiting and len(chunk) < CHUNK_PARTITIONS:
+            if self._unpacker and self._unpacker.needed(waiting[0]):
+                break
+            chunk.append(waiting.popleft())
+        return chunk
 
     def _submit(self, chunk: Sequence[Partition]) -> None:
         import dask
@@ -236,8 +264,3 @@ def _result(future: "Future") -> Receipt | Death:
 def _in_input_order(key: Any) -> int:
     """Give a task's priority from its key `(name, number in its chunk)`; Dask's own order jumps."""
     return -int(key[1]) if isinstance(key, tuple) else 0
-
-
-def _chunked(partitions: Sequence[Partition]) -> Iterator[Sequence[Partition]]:
-    for start in range(0, len(partitions), CHUNK_PARTITIONS):
-        yield partitions[start : start + CHUNK_PARTITIONS]

@@ -22,8 +22,9 @@ from batchserve import crash, events, lifetime, outputs, scoring, storage, trial
 from batchserve.errors import BatchserveError, CrashError
 from batchserve.events import Listener
 from batchserve.inputs import Partition
-from batchserve.model import Runs, Tensor
+from batchserve.model import Tensor
 from batchserve.outputs import Receipt, Workspace
+from batchserve.runs import Runs
 from batchserve.scoring import Recipe
 
 _ATTEMPT = re.compile(r"(p\d{6}(?:-from\d+)?)\.[0-9a-f]{12}\.(?:parquet|rejects\.jsonl)")

@@ -108,6 +108,8 @@ def unpacked(column: pa.Array, shape: Sequence[int]) -> Values:
         column: Lists, nested as deep as `shape` or flat, of any list type; or tensors.
         shape: Dimensions of one row.
     """
+    if pa.types.is_null(column.type):
+        return Values(pa.nulls(len(column) * math.prod(shape)), {})
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     deep = len(dims_of(column.type)) == len(shape)

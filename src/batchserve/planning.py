@@ -7,6 +7,7 @@ of the model and the output, how the run is shown).
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
@@ -25,18 +26,22 @@ from batchserve.errors import (
     did_you_mean,
     raise_all,
 )
-from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source, inference
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
-from batchserve.model import Runs, Signature, Tensor, runtime_version, session_for
+from batchserve.model import Signature, Tensor, runtime_version, session_for
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import PLAN_KEY, Amendment
 from batchserve.predictions import Prediction
+from batchserve.runs import Runs
 from batchserve.scoring import Recipe, padded
 from batchserve.storage import patiently
 
 BATCH_ROWS = 1024
 """Rows per run of the model. Tree and one-hot models ran twice as fast at 1,024 to 4,096 as at
 16,384 and more, where tensors leave the cache."""
+_LEAST_BATCH_ROWS = 64
+_MOST_BATCH_BYTES = 32 << 20
+"""Of the inputs of one run, unless that would be less than 64 rows."""
 _MIN_PARTITION_BYTES = 8 << 20
 _MAX_PARTITION_BYTES = 32 << 20
 _PARTITIONS_AIM = 32
@@ -79,6 +84,13 @@ class Plan(BaseModel, frozen=True):
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("plan_id", None)
         return copy
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Columns that rows get besides those of their files: of folders, and of where they are from."""
+        folders = [name for name, _ in self.sources[0].folders] if self.sources else []
+        parts = (part for partition in self.partitions for part in partition.slices)
+        return (*folders, *((SOURCE_FILE, SOURCE_ROW) if any(part.add_source for part in parts) else ()))
 
     @property
     def bytes_total(self) -> int:
@@ -194,10 +206,11 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     names = problems.attempt(lambda: _outputs(job, signature), none)
     keep = problems.attempt(lambda: _keep(job, look.schema.names), none)
     problems.check()
+    look = _as_numbers(look, bound)
     binding = codec.settled(bound, look.sample)
     whole = binding.fixed_batch is not None
     session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
-    batch_rows = _batch_rows(job, binding.fixed_batch)
+    batch_rows = _batch_rows(job, binding)
     tensors = _first_rows(look, binding, batch_rows)
     if not (job.batch_rows or whole):
         untimed = Runs(session_for(spec), constants=binding.constant_tensors)
@@ -223,6 +236,22 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
         schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
         rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
     )  # fmt: skip
+
+
+def _as_numbers(look: Look, binding: Binding) -> Look:
+    """Type columns that the model reads as numbers by their numbers: a text that is none is a reject.
+
+    So a column does not become text by a bad row that the sample happens to hold.
+    """
+    kinds = {name: look.numbers[name] for name in binding.numeric if name in look.numbers}
+    if not kinds:
+        return look
+    fields, columns = list(look.schema), list(look.sample.columns)
+    for name, kind in kinds.items():
+        i = look.schema.get_field_index(name)
+        fields[i], columns[i] = fields[i].with_type(kind), inference.as_numbers(columns[i], kind)
+    schema = pa.schema(fields)
+    return replace(look, schema=schema, sample=pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
 def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:
@@ -253,9 +282,18 @@ def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in {*job.keep, *source})
 
 
-def _batch_rows(job: Job, fixed: int | None) -> int:
+def usual_rows(binding: Binding) -> int:
+    """Return the rows per run of a model, if nobody asks for others and memory is enough."""
+    rows = BATCH_ROWS
+    while rows > _LEAST_BATCH_ROWS and rows * binding.row_bytes > _MOST_BATCH_BYTES:
+        rows //= 2
+    return rows
+
+
+def _batch_rows(job: Job, binding: Binding) -> int:
+    fixed = binding.fixed_batch
     if fixed is None:
-        return job.batch_rows or BATCH_ROWS
+        return job.batch_rows or usual_rows(binding)
     if job.batch_rows not in {None, fixed}:
         message = f"--batch-rows {job.batch_rows}: the model takes exactly {fixed} rows"
         raise UsageError(message, "leave it out")

@@ -17,7 +17,7 @@ from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
-from batchserve.planning import BATCH_ROWS, Plan
+from batchserve.planning import Plan, usual_rows
 from batchserve.rejects import Line, Place, RejectGroup
 from batchserve.target import Target
 
@@ -198,14 +198,14 @@ def plan_facts(made: Plan) -> dict[str, str]:
     """Return what a plan will do, as words for people."""
     recipe, binding = made.recipe, made.recipe.binding
     size = sum(source.size_bytes for source in made.sources)
-    facts = {
-        "inputs": f"{len(made.sources):,} file{'s' * (len(made.sources) != 1)}, {human_bytes(size)}",
+    facts = {"inputs": f"{len(made.sources):,} file{'s' * (len(made.sources) != 1)}, {human_bytes(size)}"}
+    facts |= _written(made)
+    facts |= {
         "model": f"{shortest(recipe.model.path)} (sha256 {recipe.model.sha256[:12]})",
         "partitions": f"{len(made.partitions):,} of about "
         f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
         "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
     }
-    facts |= _written(made)
     facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
     facts |= {f"in  {each.input}": f"{each}, in every run" for each in binding.constants}
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
@@ -234,11 +234,11 @@ def _added(made: Plan) -> dict[str, str]:
     """Return which columns rows get besides those of their files."""
     schema = made.recipe.reading.schema_
     facts = {}
-    if names := [name for name, _ in made.sources[0].folders] if made.sources else []:
+    if names := [name for name in made.added if name not in {SOURCE_FILE, SOURCE_ROW}]:
         facts["folders"] = (
             ", ".join(f"{name} ({schema.field(name).type})" for name in names) + " by their names"
         )
-    if any(part.add_source for partition in made.partitions for part in partition.slices):
+    if SOURCE_ROW in made.added:
         read = len(inputs.counted(made.partitions))
         once = (
             f"; {read:,} text file{'s' * (read != 1)} of several partitions read once more, to count records"
@@ -250,8 +250,9 @@ def _added(made: Plan) -> dict[str, str]:
 def _lowered(made: Plan) -> str:
     if made.recipe.binding.fixed_batch:
         return ", fixed in the model"
-    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < BATCH_ROWS
-    return f": {BATCH_ROWS:,} would not fit into memory" if lowered else ""
+    usual = usual_rows(made.recipe.binding)
+    lowered = made.batch_rows_asked is None and made.recipe.batch_rows < usual
+    return f": {usual:,} would not fit into memory" if lowered else ""
 
 
 def target_facts(found: Target, made: Plan) -> dict[str, str]:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import Any, Self
@@ -17,6 +18,7 @@ from batchserve.events import Listener
 from batchserve.inputs import Partition
 from batchserve.outputs import Receipt, Workspace
 from batchserve.planning import Plan
+from batchserve.segments import Unpacker
 
 STOP_TIMEOUT_S = 10
 """How long a job that is stopped waits for the partitions that are being scored."""
@@ -54,7 +56,7 @@ def opened(  # noqa: PLR0913, PLR0917  what a job is made of
         yield Runner(partial(_in_place, job, made, space, listener), 1, in_place=True)
         return
     scheduler = job.scheduler or _address(job)
-    first = [p for p in made.partitions[:-1] if p.index not in avoided] if runs_here(job, cluster) else []
+    first = [p for p in made.partitions[:-1] if _can_begin(p, avoided)] if runs_here(job, cluster) else []
     score = partial(
         scoring.score_partition, recipe=made.recipe, workspace=space, stall_timeout_s=job.stall_timeout
     )
@@ -68,6 +70,12 @@ def opened(  # noqa: PLR0913, PLR0917  what a job is made of
             listener.on(events.Noted(text=note))
         run = partial(_on_cluster, job, engine, made, space, listener, head_start)
         yield Runner(run, engine.workers, in_place=False)
+
+
+def _can_begin(partition: Partition, avoided: frozenset[int]) -> bool:
+    """Whether the head start may score a partition: not one in the middle of a packed file."""
+    entered = all(part.exact or part.codec is None for part in partition.slices)
+    return entered and partition.index not in avoided
 
 
 def _address(job: Job) -> str | None:
@@ -173,10 +181,12 @@ def _on_cluster(  # noqa: PLR0913, PLR0917  what a job is made of
     wanted = {partition.index for partition in partitions}
     rest = [p for p in partitions if p.redone or p.index not in taken]
     yield from (receipt for receipt in head_start.receipts() if receipt.partition in wanted)
-    yield from graph.run(
-        engine.client, rest, made.recipe, space, len(made.partitions), listener, job.stall_timeout,
-        partial(isolation.row_by_row, made.recipe, space, job.stall_timeout),
-    )  # fmt: skip
+    alone = partial(isolation.row_by_row, made.recipe, space, job.stall_timeout)
+    with Unpacker(Path(space.path), made.recipe.reading, made.partitions) as unpacker:
+        yield from graph.run(
+            engine.client, rest, made.recipe, space, len(made.partitions), listener, job.stall_timeout,
+            alone, unpacker,
+        )  # fmt: skip
     yield from (receipt for receipt in head_start.last_receipts() if receipt.partition in wanted)
 
 

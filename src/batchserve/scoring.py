@@ -18,11 +18,12 @@ from batchserve.binding import Binding
 from batchserve.codec import Encoded, Misfit
 from batchserve.errors import CrashError, MemoryShortError, RunError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Fault, Partition, Reading, TypeMisfit
-from batchserve.model import Runs, Session, Tensor, session_for
+from batchserve.model import Session, Tensor, session_for
 from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Receipt, Workspace
 from batchserve.predictions import Prediction
 from batchserve.rejects import Reject, RejectClass
+from batchserve.runs import Runs
 from batchserve.storage import patiently
 from batchserve.tally import Tally
 

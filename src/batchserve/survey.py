@@ -1,20 +1,20 @@
 """What a data file holds, in words: its format, rows, columns, and how it is stored."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from batchserve import inputs
+from batchserve import config, inputs
 from batchserve.errors import NotFoundError, UsageError
 from batchserve.inputs import OPEN_END, Look, Slice, Source, Wish, files, ipc, packed, records
+from batchserve.inputs.dialect import Asked, Dialect
 from batchserve.inputs.files import Given
 from batchserve.inputs.parquet import opened
 from batchserve.report import human_bytes
-from batchserve.storage import translated
+from batchserve.storage import transient_reading, translated
 
 _COUNTED_BYTES = 16 << 20
 """Text up to this size is read whole to count its records; of more, the first of it is."""
@@ -43,17 +43,23 @@ def is_data(path: str) -> bool:
         return stream.read(1) != _ONNX_START and file.suffix.lower() != ".onnx"
 
 
-def described(path: str) -> dict[str, str]:
+def described(path: str, **said: Any) -> dict[str, str]:
     """Return what a data file holds, in words.
 
     Rows are exact, but for text over 16 MiB: there they are estimated from its beginning.
 
+    Args:
+        path: The file.
+        **said: Format and dialect, as far as they are not to be found.
+
     Raises:
         DataError: The file is damaged.
+        UsageError: What is said of it makes no sense.
     """
-    (source,) = files.resolve([path], _format(path))
-    look = inputs.look([source], Wish())
-    more, rows = _stored(source)
+    job = config.load(said, [path]).job
+    (source,) = files.resolve([path], job.format or _format(path))
+    look = inputs.look([source], Wish(asked=Asked.of(job)))
+    more, rows = _stored(source, look)
     facts = {
         "format": _NAMES[source.format] + (f", packed with {source.codec}" if source.codec else ""),
         "size": human_bytes(source.size_bytes),
@@ -78,14 +84,15 @@ def _format(path: str) -> Given | None:
     return "jsonl" if head.lstrip().startswith(b"{") else "csv"
 
 
-def _stored(source: Source) -> tuple[dict[str, str], str]:
+def _stored(source: Source, look: Look) -> tuple[dict[str, str], str]:
     """Return how a file is stored, and how many rows it has, in words."""
     if source.format == "parquet":
         with opened(source.path) as file:
             return _parquet(file.metadata), f"{file.metadata.num_rows:,}"
     if source.format == "arrow":
         return _arrow(source)
-    return {}, _text_rows(source)
+    written = {"dialect": str(look.found)} if source.format == "csv" else {}
+    return written, _text_rows(source, look.found.dialect)
 
 
 def _parquet(metadata: pq.FileMetaData) -> dict[str, str]:
@@ -114,16 +121,19 @@ def _arrow(source: Source) -> tuple[dict[str, str], str]:
     return facts | _key_values(metadata), f"{sum(rows):,}"
 
 
-def _text_rows(source: Source) -> str:
+def _text_rows(source: Source, dialect: Dialect) -> str:
     module: Any = inputs.module(source.format)
-    part: Slice = module.split(source, OPEN_END)[0]
-    if source.size_bytes <= _COUNTED_BYTES:
-        return f"{inputs.patient(source.path, partial(module.count, part))[1]:,}"
-    if source.codec:
+    part: Slice = module.split(source, OPEN_END, dialect)[0]
+    if source.codec and source.size_bytes > _COUNTED_BYTES:
         return "not known without unpacking it"
-    head = part.model_copy(update={"stop": part.start + _SAMPLE_BYTES})
-    stop, count = inputs.patient(source.path, partial(module.count, head))
-    return f"about {(source.size_bytes - part.start) * count // max(1, stop - part.start):,}"
+    whole = source.size_bytes <= _COUNTED_BYTES
+    head = part if whole else part.model_copy(update={"stop": part.start + _SAMPLE_BYTES})
+    with inputs.scan(head, dialect) as scan, transient_reading(source.path):
+        count = inputs.count(scan, head, dialect)
+        read_bytes = max(1, scan.at - part.start)
+    if whole:
+        return f"{count:,}"
+    return f"about {(source.size_bytes - part.start) * count // read_bytes:,}"
 
 
 def _columns(look: Look) -> dict[str, str]:

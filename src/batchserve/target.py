@@ -23,7 +23,10 @@ META_DIR = "_batchserve"
 _SHOWN = 3
 _RECORD_BYTES = 64 << 10
 """A record of a rejects file is shorter."""
-_DATA_SUFFIXES = {".csv", ".json", ".jsonl", ".arrow", ".feather", ".tsv", ".txt", ".gz", ".xlsx"}
+_DATA_SUFFIXES = {
+    ".csv", ".json", ".jsonl", ".ndjson", ".arrow", ".arrows", ".feather", ".ipc", ".tsv", ".tab", ".txt",
+    ".gz", ".bz2", ".zst", ".xz", ".xlsx",
+}  # fmt: skip
 _PARQUET_SUFFIXES = {".parquet", ".pq"}
 
 
@@ -335,6 +338,7 @@ def check_not_like_input(found: Target, plan: Plan) -> None:
         return
     with translated(found.path):
         names = pq.read_schema(found.path).names
-    if names == plan.recipe.reading.schema_.names:
+    every = plan.recipe.reading.schema_.names
+    if names in (every, [name for name in every if name not in plan.added]):
         message = f"{found.path}: has the columns of the inputs; is it the last input and no output named?"
         raise OutputError(message, "the last path is where the output goes")

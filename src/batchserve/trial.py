@@ -1,6 +1,8 @@
 """Something tried in a fork of this process, which may die of it."""
 
+import faulthandler
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from contextlib import suppress
 from batchserve import lifetime
 
 _POLL_S = 0.002
+_STDERR = 2
 
 
 def ended(attempt: Callable[[], int], timeout_s: float | None = None) -> int | None:
@@ -30,12 +33,20 @@ def ended(attempt: Callable[[], int], timeout_s: float | None = None) -> int | N
     child = os.fork()
     if child == 0:
         lifetime.end_with(parent)
+        _hush()
         os._exit(attempt())
     try:
         return _waited(child, timeout_s)
     except BaseException:  # Ctrl-C, say
         _kill(child)
         raise
+
+
+def _hush() -> None:
+    """Let what dies on trial die without last words and without a dump of its memory."""
+    faulthandler.disable()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _waited(child: int, timeout_s: float | None) -> int | None:

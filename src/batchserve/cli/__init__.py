@@ -149,8 +149,16 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 
 @app.command()
-def inspect(
+def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
+    ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],
+    format: flags.Format = None,  # noqa: A002
+    delimiter: flags.Delimiter = None,
+    quote: flags.Quote = None,
+    escape: flags.Escape = None,
+    header: flags.Header = None,
+    skip_lines: flags.SkipLines = None,
+    encoding: flags.Encoding = None,
     debug: flags.Debug = None,
 ) -> None:
     """Show what a model takes and gives, or what a data file holds.
@@ -160,7 +168,8 @@ def inspect(
     from batchserve import console, survey
 
     if survey.is_data(file):
-        console.table(file, survey.described(file))
+        said = {name: value for name, value in ctx.params.items() if value is not None and name != "file"}
+        console.table(file, survey.described(file, **said))
         return
     from batchserve import frames
 
@@ -205,8 +214,7 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
 
     Example: batchserve retry flights.rejects.jsonl corrected.parquet
     """
-    from batchserve import console, log
-    from batchserve import retry as retrying
+    from batchserve import console, correction, log
 
     wishes = {
         "model": model, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
@@ -216,7 +224,7 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
     try:
         with Stop(screen) as stop:
             said = {name: value for name, value in wishes.items() if value is not None}
-            report = retrying.retry(rejects, output, said, stop)
+            report = correction.retry(rejects, output, said, stop)
     finally:
         screen.close()
     screen.summary(report)

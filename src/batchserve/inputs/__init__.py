@@ -6,7 +6,7 @@ One module per format, each with the same three functions:
 
     look(sources, sampled, wish) -> Look          the columns, from headers and samples
     split(source, target_bytes, dialect)          ranges that can be read apart, as slices
-    count(part, dialect)                          where a slice stops, and how many records it has
+    boundaries(dialect), counter(dialect)         of a text: where its records end, how many there are
     read(part, reading) -> blocks, bad records    the rows of one range
 
 A format knows a file's own columns alone. What a file lacks, or has by its folders, its name
@@ -19,11 +19,11 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
@@ -32,6 +32,9 @@ from batchserve.errors import UsageError
 from batchserve.inputs.dialect import COMMON, PLAIN, Asked, Dialect, Found
 from batchserve.rejects import RAW_BYTES, VALUE_CHARACTERS, Place, Reject, RejectClass, shown
 from batchserve.storage import patiently, transient_reading
+
+if TYPE_CHECKING:
+    from batchserve.inputs import records
 
 T = TypeVar("T")
 SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"
@@ -95,7 +98,11 @@ class Slice(BaseModel, frozen=True):
     first_record: int = 0
     """Records of the file before this slice, where that is known (not of text, unless counted)."""
     size_bytes: int
-    """Stored bytes, for progress and for balancing partitions."""
+    """Stored bytes, of a packed file unpacked ones; for progress and for balancing partitions."""
+    origin: int = 0
+    """Where the first record of a text file starts: one that cannot be wound is searched from there."""
+    segment: str | None = None
+    """A file with just the records of the slice, unpacked, while a job runs."""
     layout: Layout | None = None
     """The file's own columns, where they are not those of the job."""
     folders: Folders = ()
@@ -184,6 +191,8 @@ class Look:
     """Of the files whose own columns are not those of the schema."""
     drift: tuple[str, ...] = ()
     """How files differ and what is made of it, in words."""
+    numbers: dict[str, pa.DataType] = field(default_factory=dict)
+    """What columns of texts would be without the texts that are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -323,14 +332,15 @@ def look(sources: Sequence[Source], wish: Wish) -> Look:
     """
     from batchserve.inputs import shaping
 
-    formats = sorted({source.format for source in sources})
+    formats = {source.format: source.path for source in reversed(sources)}
     if len(formats) > 1:
-        raise UsageError(f"inputs are of several formats: {', '.join(formats)}", "score one at a time")
+        told = ", ".join(f"{name} ({path})" for name, path in sorted(formats.items()))
+        raise UsageError(f"inputs are of several formats: {told}", "score one at a time")
     added = shaping.added(sources, wish)
     every = max(1, len(sources) // _SAMPLED_FILES)
     sampled = list(sources) if wish.infer == "full" else list(sources[::every])
     own = replace(wish, types={name: kind for name, kind in wish.types.items() if name not in added.names})
-    found: Look = module(formats[0]).look(sources, sampled, own)
+    found: Look = module(sources[0].format).look(sources, sampled, own)
     return shaping.widened(found, added, sources)
 
 
@@ -383,6 +393,32 @@ def grouped(source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int)
     return slices
 
 
+def ranges(source: Source, start: int, target_bytes: int) -> list[Slice]:
+    """Cut a text file into ranges of equal size, none over `target_bytes`.
+
+    How much a packed file holds is not known before it is unpacked: ranges are cut for a quarter
+    more than its beginning promises. Those that turn out to lie behind its end have no rows.
+    """
+    size = max(0, source.size_bytes - start)
+    if source.codec and target_bytes < OPEN_END:
+        from batchserve.inputs import packed
+
+        promised = packed.promised_bytes(source.path, source.codec, source.size_bytes)
+        size = int(promised * _SPARE) if promised > target_bytes else promised
+    count = max(1, -(-size // target_bytes))
+    edges = [start + size * i // count for i in range(count)]
+    return [
+        Slice(
+            path=source.path, format=source.format, codec=source.codec, start=a, stop=b, exact=i == 0,
+            origin=start, size_bytes=size // count,
+        )
+        for i, (a, b) in enumerate(zip(edges, [*edges[1:], OPEN_END], strict=True))
+    ]  # fmt: skip
+
+
+_SPARE = 1.25
+
+
 def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:
     """Return one partition that reads everything in order."""
     slices = [part for source in sources for part in _split(source, OPEN_END, dialect)]
@@ -422,22 +458,46 @@ def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[
     For rows that say which record they are, and for a lazy frame, whose partitions nobody
     compares afterwards. A file of one slice is not read.
     """
-    several = counted(partitions)
-    known: dict[str, tuple[int, int]] = {}
-    settled: list[Partition] = []
-    for partition in partitions:
-        slices = []
-        for part in partition.slices:
-            found = part
-            if part.path in several:
-                start, records = known.get(part.path, (part.start, 0))
-                update = {"start": start, "exact": True, "first_record": records}
-                found = part.model_copy(update=update)
-                stop, count = patient(part.path, partial(module(part.format).count, found, dialect))
-                known[part.path] = (stop, records + count)
-            slices.append(found)
-        settled.append(partition.model_copy(update={"slices": tuple(slices)}))
-    return settled
+    return patiently(lambda _: _settled(partitions, dialect))
+
+
+def _settled(partitions: Sequence[Partition], dialect: Dialect) -> list[Partition]:
+    guessed = {part.path for each in partitions for part in each.slices if not part.exact}
+    several = counted(partitions) & guessed
+    scans: dict[str, records.Scan] = {}
+    totals: Counter[str] = Counter()
+
+    def found(part: Slice) -> Slice:
+        if part.path not in several:
+            return part
+        if part.path not in scans:
+            scans[part.path] = stack.enter_context(scan(part, dialect))
+        update = {"start": scans[part.path].at, "exact": True, "first_record": totals[part.path]}
+        with transient_reading(part.path):
+            totals[part.path] += count(scans[part.path], part, dialect)
+        return part.model_copy(update=update)
+
+    with ExitStack() as stack:
+        return [
+            each.model_copy(update={"slices": tuple(found(part) for part in each.slices)})
+            for each in partitions
+        ]
+
+
+def count(scanned: "records.Scan", part: Slice, dialect: Dialect) -> int:
+    """Count the records that start before the stop of a slice, as the reader does, and read past them."""
+    from batchserve.inputs import records
+
+    counter = module(part.format).counter(dialect)
+    pieces = scanned.until(part.stop)
+    return sum(counter(each.raw) if isinstance(each, records.Chunk) else 1 for each in pieces)
+
+
+def scan(part: Slice, dialect: Dialect) -> AbstractContextManager["records.Scan"]:
+    """Open a text file to read its records from the first one of a slice on."""
+    from batchserve.inputs import records
+
+    return records.scanned(part, module(part.format).boundaries(dialect), dialect.encoding)
 
 
 # -- which rows -------------------------------------------------------------------------------

@@ -3,10 +3,14 @@
 A quote opens a quoted text only at the start of a field; two quotes inside one stand for one.
 """
 
+import bisect
+import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import csv as pacsv
 
@@ -29,6 +33,7 @@ from batchserve.inputs import (
     encodings,
     inference,
     quotes,
+    ranges,
     records,
 )
 from batchserve.inputs.dialect import Asked, Dialect, Found
@@ -137,7 +142,7 @@ def _names(line: bytes, path: str, dialect: Dialect) -> list[str]:
         raise DataError(f"{path}: its header cannot be read ({error})", f"is it {dialect}?") from error
     if not dialect.header:
         return [f"column_{i + 1}" for i in range(len(names))]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         hint = "rename one, or say --header no if it is a row"
         raise DataError(f"{path}: column {', '.join(twice)} is there twice", hint)
@@ -171,7 +176,9 @@ def look(sources: Sequence[Source], sampled: Sequence[Source], wish: Wish) -> Lo
     columns = texts.columns
     kinds = [wanted.get(n) or inference.classify(c) for n, c in zip(names, columns, strict=True)]
     schema = pa.schema([pa.field(n, k) for n, k in zip(names, kinds, strict=True)])
-    return Look(schema, _typed(texts, schema), found, agreed.layouts, agreed.drift)
+    unsaid = [name for name in names if name not in wanted and pa.types.is_string(schema.field(name).type)]
+    numbers = {name: kind for name in unsaid if (kind := inference.number_type(texts.column(name)))}
+    return Look(schema, _typed(texts, schema), found, agreed.layouts, agreed.drift, numbers)
 
 
 def _sample(
@@ -219,7 +226,15 @@ def _chunks(part: Slice, dialect: Dialect, most: int | None = None) -> Iterator[
 
 def _texts(raw: bytes, schema: pa.Schema, dialect: Dialect) -> pa.Table:
     """Read records as text; records that cannot be read are left for the run to reject."""
-    pieces = _pieces(raw, _Rows(schema, schema.names, dialect))
+    rows = _Rows(schema, schema.names, dialect)
+    try:
+        return pa.Table.from_batches([_parse(raw, rows)], schema)
+    except _REFUSED:
+        starts = record_starts(raw, dialect)
+    wrong = _no_records(raw, starts, rows)
+    edges = zip(starts, [*starts[1:], len(raw)], strict=True)
+    left = b"".join(raw[a:b] for i, (a, b) in enumerate(edges) if i not in wrong)
+    pieces = _pieces(left, rows)
     return pa.Table.from_batches([p.batch for p in pieces if p.batch is not None], schema)
 
 
@@ -247,22 +262,8 @@ def _cast_or_null(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`.
-
-    A packed one stays whole, and so does a file that has to be decoded from its start.
-    """
-    _, start = header(source, dialect)
-    size = max(0, source.size_bytes - start)
-    count = 1 if source.codec or dialect.streamed else max(1, -(-size // target_bytes))
-    edges = [start + size * i // count for i in range(count)]
-    stops = [*edges[1:], OPEN_END]
-    return [
-        Slice(
-            path=source.path, format="csv", codec=source.codec, start=a, stop=b, exact=i == 0,
-            size_bytes=source.size_bytes // count,
-        )
-        for i, (a, b) in enumerate(zip(edges, stops, strict=True))
-    ]  # fmt: skip
+    """Cut a file into ranges of equal size, none over `target_bytes`."""
+    return ranges(source, header(source, dialect)[1], target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
@@ -272,13 +273,38 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
         Blocks, and in their place the records that cannot be read; at last the extent.
     """
     dialect = reading.dialect
+    doubtful = not part.exact
     for item in records.chunks(part, quotes.of(dialect).boundaries, dialect.encoding):
         if isinstance(item, Extent):
             yield item
+        elif doubtful and isinstance(item, records.Chunk) and _is_nonsense(item.raw, reading):
+            yield Extent(_NOWHERE, _NOWHERE)
+            return
         elif isinstance(item, records.Endless):
             yield _endless(item, part.path, reading.dialect)
         else:
             yield from _blocks(item, part.path, reading)
+        doubtful = False
+
+
+_NOWHERE = -1
+"""A start that is no record's: whoever compares has the slice read again from where it does start."""
+_LOOKED_AT_BYTES = 64 << 10
+_FEW_RECORDS = 20
+
+
+def _is_nonsense(raw: bytes, reading: Reading) -> bool:
+    """Whether most of the first records are none: the start was guessed, and inside a quoted text.
+
+    Reading on would only make rejects, by the hundred thousand, that nobody believes.
+    """
+    found = quotes.of(reading.dialect)
+    head = raw[: max(0, found.last_end(raw[:_LOOKED_AT_BYTES]))]
+    starts = found.starts(head)
+    widths = found.widths(head, starts)
+    if widths is None or len(starts) < _FEW_RECORDS:
+        return False
+    return int((widths != len(reading.schema_)).sum()) * 2 > len(starts)
 
 
 def _endless(record: records.Endless, path: str, dialect: Dialect) -> Item:
@@ -292,10 +318,14 @@ def _endless(record: records.Endless, path: str, dialect: Dialect) -> Item:
     return bad_record(Fault("PARSE", "", "", reason), place, record.raw, dialect)
 
 
-def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
-    """Return where a slice whose start is exact stops, and how many records it has."""
-    found = quotes.of(dialect)
-    return records.count(part, found.boundaries, found.count, dialect.encoding)
+def boundaries(dialect: Dialect) -> records.Boundaries:
+    """Return how records are told apart."""
+    return quotes.of(dialect).boundaries
+
+
+def counter(dialect: Dialect) -> Callable[[bytes], int]:
+    """Return what counts the records of a text of whole records."""
+    return quotes.of(dialect).count
 
 
 def record_starts(raw: bytes, dialect: Dialect) -> list[int]:
@@ -311,6 +341,9 @@ def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]
             block = Block(piece.batch, path, base, raw, "csv", reading.dialect)
             yield from _altered(block, reading)
             yield block
+        elif piece.reason:
+            place = Place(path=path, byte_offset=base)
+            yield bad_record(Fault("PARSE", "", "", piece.reason), place, raw, reading.dialect)
         else:
             place = Place(path=path, byte_offset=base)
             found = _explained(raw, place, reading)
@@ -347,6 +380,8 @@ class _Piece:
     start: int
     stop: int
     batch: pa.RecordBatch | None
+    reason: str = ""
+    """Why it was refused, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -359,29 +394,75 @@ class _Rows:
 
 
 def _pieces(raw: bytes, rows: _Rows) -> Iterator[_Piece]:
-    """Parse whole records; where Arrow refuses, halve until only the guilty records are left."""
+    """Parse whole records; where Arrow refuses, leave out those that are no records at all.
+
+    What is refused still is halved until only the guilty records are left.
+    """
     try:
         whole = _parse(raw, rows)
     except _REFUSED:
-        edges = [*(record_starts(raw, rows.dialect) or [0]), len(raw)]
-        yield from _halved(raw, edges, rows)
+        yield from _refused(raw, rows)
     else:
         yield _Piece(0, len(raw), whole)
+
+
+def _refused(raw: bytes, rows: _Rows) -> Iterator[_Piece]:
+    starts = record_starts(raw, rows.dialect) or [0]
+    edges = [*starts, len(raw)]
+    after = 0
+    for i, reason in sorted(_no_records(raw, starts, rows).items()):
+        if i > after:
+            yield from _halved(raw, edges[after : i + 1], rows)
+        yield _Piece(edges[i], edges[i + 1], None, reason)
+        after = i + 1
+    if after < len(starts):
+        yield from _halved(raw, edges[after:], rows)
+
+
+def _no_records(raw: bytes, starts: Sequence[int], rows: _Rows) -> dict[int, str]:
+    """Return the records that are none whatever the types of the columns are, with the reasons.
+
+    All at once, as a partition that began inside a quoted text may have nothing else.
+    """
+    wanted, dialect = len(rows.schema), rows.dialect
+    widths = quotes.of(dialect).widths(raw, starts)
+    ragged = np.flatnonzero(widths != wanted).tolist() if widths is not None else []
+    found = {i: _wrong_width(int(widths[i]), wanted) for i in ragged} if widths is not None else {}
+    reason = f"is not {encodings.shown(dialect.encoding)}"
+    return found | dict.fromkeys(_undecodable(raw, starts, dialect), reason)
+
+
+def _undecodable(raw: bytes, starts: Sequence[int], dialect: Dialect) -> Iterator[int]:
+    """Give the records with a byte that is no character."""
+    name = encodings.UTF_8 if dialect.streamed else dialect.encoding
+    decode, view, at = codecs.lookup(name).decode, memoryview(raw), 0
+    while at < len(raw):
+        try:
+            decode(view[at:])
+        except UnicodeDecodeError as error:
+            i = bisect.bisect_right(starts, at + error.start) - 1
+            yield i
+            at = starts[i + 1] if i + 1 < len(starts) else len(raw)
+        else:
+            return
 
 
 _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
 
 
 def _halved(raw: bytes, edges: list[int], rows: _Rows) -> Iterator[_Piece]:
-    if len(edges) == 2:  # noqa: PLR2004  one record: it is the guilty one
-        yield _Piece(edges[0], edges[1], None)
+    """Parse records; where Arrow refuses, halve them."""
+    start, stop = edges[0], edges[-1]
+    try:
+        batch = _parse(raw[start:stop], rows)
+    except _REFUSED:
+        batch = None
+    if batch is not None or len(edges) == 2:  # noqa: PLR2004  one record: it is the guilty one
+        yield _Piece(start, stop, batch)
         return
     middle = len(edges) // 2
-    for half in (edges[: middle + 1], edges[middle:]):
-        try:
-            yield _Piece(half[0], half[-1], _parse(raw[half[0] : half[-1]], rows))
-        except _REFUSED:
-            yield from _halved(raw, half, rows)
+    yield from _halved(raw, edges[: middle + 1], rows)
+    yield from _halved(raw, edges[middle:], rows)
 
 
 def _parse(raw: bytes, rows: _Rows) -> pa.RecordBatch:
@@ -405,6 +486,17 @@ def _parse(raw: bytes, rows: _Rows) -> pa.RecordBatch:
     chunks = [column.chunk(0) for column in table.columns]
     arrays = [empty_to_null(c) if pa.types.is_string(c.type) else c for c in chunks]
     return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
+
+
+def text_fields(record: str, names: Sequence[str], dialect: Dialect) -> list[str] | None:
+    """Return the fields of one record as texts, nulls as empty ones; None if it is none of these columns."""
+    schema = pa.schema([pa.field(name, pa.string()) for name in names])
+    plain = dialect.model_copy(update={"encoding": encodings.UTF_8})
+    try:
+        rows = _parse(record.encode(), _Rows(schema, names, plain)).to_pylist()
+    except _REFUSED:
+        return None
+    return [text or "" for text in rows[0].values()] if len(rows) == 1 else None
 
 
 def _explained(raw: bytes, place: Place, reading: Reading) -> Fault | TypeMisfit:
@@ -446,6 +538,8 @@ def _reason(error: Exception, dialect: Dialect) -> str:
     if isinstance(error, UnicodeDecodeError) or "UTF8" in text:
         return f"is not {encodings.shown(dialect.encoding)}"
     found = re.search(r"Expected (\d+) columns, got (\d+)", text)
-    if not found:
-        return "is no CSV record"
-    return f"has {found[2]} field{'s' * (found[2] != '1')}, not {found[1]}"
+    return _wrong_width(int(found[2]), int(found[1])) if found else "is no CSV record"
+
+
+def _wrong_width(width: int, wanted: int) -> str:
+    return f"has {width} field{'s' * (width != 1)}, not {wanted}"

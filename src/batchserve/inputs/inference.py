@@ -68,6 +68,28 @@ def classify(texts: pa.ChunkedArray) -> pa.DataType:
     return pa.string()
 
 
+_ANY_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+
+
+def number_type(texts: pa.ChunkedArray) -> pa.DataType | None:
+    """Return the type that a column of texts would keep without those that are no numbers, or None.
+
+    Example:
+        >>> number_type(pa.chunked_array([["1.5", "bad"]])), number_type(pa.chunked_array([["007", "bad"]]))
+        (DataType(double), None)
+    """
+    values = without_null_texts(_one_array(texts)).drop_null()
+    numbers = values.filter(pc.match_substring_regex(values, _ANY_NUMBER))
+    kind = classify(pa.chunked_array([numbers]))
+    return kind if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
+
+
+def as_numbers(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return texts as numbers of the type that `number_type` gave; null for those that are none."""
+    texts = without_null_texts(texts)
+    return only_where(texts, pc.match_substring_regex(texts, _ANY_NUMBER)).cast(kind)
+
+
 def as_texts(schema: pa.Schema) -> pa.Schema:
     """Return a schema with every column as text."""
     return pa.schema([pa.field(name, pa.string()) for name in schema.names])

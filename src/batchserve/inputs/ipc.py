@@ -1,7 +1,8 @@
 """Arrow IPC: files (Feather version 2) in ranges of record batches, and streams as a whole.
 
 Neither has checksums: a bit that flips among the values is not found. A record batch is read
-as one, so memory grows with the largest one of a file.
+as one, and `write_table` of pyarrow makes a whole table one. A file of such batches is mapped
+into memory, so that it takes none unless its buffers are compressed.
 """
 
 import io
@@ -31,33 +32,39 @@ from batchserve.inputs.schemas import Agreed, agree
 FILE_MAGIC = b"ARROW1"
 STREAM_MAGIC = b"\xff\xff\xff\xff"
 _STREAM_END = STREAM_MAGIC + b"\0\0\0\0"
+_MAPPED_BYTES = 128 << 20
+"""Files whose record batches are larger are mapped. Others are not: a disk that fails under a
+mapped file kills the process."""
 
 
 @contextmanager
-def _opened(path: str, columns: Sequence[str] | None = None) -> Iterator["_Batches"]:
-    """Open a file or stream, to read only `columns` of it."""
+def _opened(path: str, columns: Sequence[str] = ()) -> Iterator["_Batches"]:
+    """Open a file or stream, to read only `columns` of it, or all."""
     with pa.OSFile(path) as file:
         stored = file.read(len(FILE_MAGIC)) == FILE_MAGIC
         file.seek(0)
         open_ = ipc.open_file if stored else ipc.open_stream
         with open_(file) as whole:
             schema = plain(whole.schema, path)
-            if columns is None:
-                yield _Batches(path, file, whole)
-                return
+            mapped = stored and file.size() > _MAPPED_BYTES * max(1, whole.num_record_batches)
         file.seek(0)
-        included = [schema.get_field_index(name) for name in columns]
-        with open_(file, options=ipc.IpcReadOptions(included_fields=included, use_threads=False)) as narrow:
-            yield _Batches(path, file, narrow)
+        if mapped:  # asked for some columns, Arrow would copy them
+            with pa.memory_map(path) as source, ipc.open_file(source) as reader:
+                yield _Batches(path, source, reader, columns)
+            return
+        included = [schema.get_field_index(name) for name in columns or schema.names]
+        with open_(file, options=ipc.IpcReadOptions(included_fields=included, use_threads=False)) as reader:
+            yield _Batches(path, file, reader, columns)
 
 
 class _Batches:
     """The record batches of an open file or stream, each checked: the format itself has no checksums."""
 
-    def __init__(self, path: str, file: pa.OSFile, reader: Any) -> None:
+    def __init__(self, path: str, file: pa.NativeFile, reader: Any, columns: Sequence[str]) -> None:
         self._path, self._file, self._reader = path, file, reader
         self.stored = isinstance(reader, ipc.RecordBatchFileReader)
         self.schema: pa.Schema = reader.schema
+        self._columns = list(columns or self.schema.names)
 
     def between(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Give record batches `start` to `stop`; of a stream all.
@@ -67,8 +74,9 @@ class _Batches:
         """
         found = self._stored(start, stop) if self.stored else self._streamed()
         for batch in found:
-            batch.validate(full=True)
-            yield batch
+            wanted = named(batch, self._columns)
+            wanted.validate(full=True)
+            yield wanted
 
     def _stored(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         count = self._reader.num_record_batches
@@ -186,6 +194,6 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
         for batch in reader.between(part.start, part.stop):
             for start in range(0, batch.num_rows, rows):
                 piece = batch.slice(start, rows)
-                yield Block(named(piece, reading.columns), part.path, base)
+                yield Block(piece, part.path, base)
                 base += piece.num_rows
     yield Extent(part.start, part.stop)

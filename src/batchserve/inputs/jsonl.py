@@ -1,9 +1,8 @@
 """JSON lines: one object per line; a line end is always a record's end."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from batchserve.inputs import (
     Wish,
     bad_record,
     encodings,
+    ranges,
     records,
 )
 from batchserve.inputs.dialect import Dialect, Found
@@ -139,17 +139,9 @@ def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: in
 
 
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    """Cut a file into ranges of equal size, none over `target_bytes`.
-
-    A packed one stays whole, and so does a file that has to be decoded from its start.
-    """
-    whole = source.codec or dialect.streamed
-    count = 1 if whole else max(1, -(-source.size_bytes // target_bytes))
-    edges = [_start(source), *(source.size_bytes * i // count for i in range(1, count))]
-    size = source.size_bytes // count
-    stops = [*edges[1:], OPEN_END]
-    ranges = enumerate(zip(edges, stops, strict=True))
-    return [_slice(source, a, b, exact=i == 0, size_bytes=size) for i, (a, b) in ranges]
+    """Cut a file into ranges of equal size, none over `target_bytes`."""
+    del dialect
+    return ranges(source, _start(source), target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
@@ -170,10 +162,15 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
             yield from _blocks(item, part.path, reading)
 
 
-def count(part: Slice, dialect: Dialect) -> tuple[int, int]:
-    """Return where a slice whose start is exact stops, and how many records it has."""
-    starts = partial(record_starts, dialect=dialect)
-    return records.count(part, records.LINES, lambda raw: len(starts(raw)), dialect.encoding)
+def boundaries(dialect: Dialect) -> records.Boundaries:
+    """Return how records are told apart: every line is one, in any dialect."""
+    del dialect
+    return records.LINES
+
+
+def counter(dialect: Dialect) -> Callable[[bytes], int]:
+    """Return what counts the lines of a text of whole lines, but for blank ones."""
+    return lambda raw: len(record_starts(raw, dialect))
 
 
 def _blocks(chunk: records.Chunk, path: str, reading: Reading) -> Iterator[Item]:

@@ -10,7 +10,7 @@ import re
 import zlib
 from bz2 import BZ2Decompressor
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -54,6 +54,50 @@ def unpacked(path: str, codec: Codec) -> Iterator[BinaryIO]:
         yield cast("BinaryIO", file)
 
 
+_SAMPLE_BYTES = 1 << 20
+_MOST_BYTES = 64 << 20
+_LIKELY_RATIO = 4
+
+
+def promised_bytes(path: str, codec: Codec, size_bytes: int) -> int:
+    """Estimate how much a packed file holds, from how far its first MiB goes.
+
+    Args:
+        path: The file.
+        codec: How it is packed.
+        size_bytes: Its stored size.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(_SAMPLE_BYTES)
+    try:
+        unpacked, used = _DECOMPRESS[codec](head)
+    except _faults():  # told when it is read
+        return size_bytes
+    return int(size_bytes * (unpacked / used)) if unpacked and used else size_bytes * _LIKELY_RATIO
+
+
+def _zlib_head(head: bytes) -> tuple[int, int]:
+    stream = zlib.decompressobj(wbits=31)
+    unpacked = stream.decompress(head, _MOST_BYTES)
+    return len(unpacked), len(head) - len(stream.unconsumed_tail) - len(stream.unused_data)
+
+
+def _stream_head(make: Callable[[], Any], head: bytes) -> tuple[int, int]:
+    stream = make()
+    unpacked = stream.decompress(head, _MOST_BYTES)
+    return len(unpacked), len(head) - len(stream.unused_data)
+
+
+def _zstd_head(head: bytes) -> tuple[int, int]:
+    import pyarrow as pa
+
+    unpacked = 0
+    with suppress(OSError), pa.CompressedInputStream(pa.BufferReader(head), "zstd") as stream:
+        while unpacked < _MOST_BYTES and (block := stream.read(_READ_BYTES)):
+            unpacked += len(block)
+    return unpacked, len(head)
+
+
 class _Unpacked(io.RawIOBase):
     """What a packed file holds, read on and on; every fault is told with its place."""
 
@@ -72,6 +116,9 @@ class _Unpacked(io.RawIOBase):
         except _faults() as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the system, not of a codec
                 raise
+            if "too much memory" in str(error):
+                message = f"{self._path}: is packed in a way that needs more than 128 MiB to unpack"
+                raise DataError(message, "pack it again with zstd --long=27 or less") from error
             place = f"after byte {self._at:,} of what it holds"
             message = f"{self._path}: the {self._codec} stream is damaged or cut off {place} ({error})"
             raise DataError(message, "fetch or pack the file again") from error
@@ -147,6 +194,14 @@ _OPEN: dict[Codec, Callable[[str], Any]] = {
     "bzip2": partial(_Streams, make=BZ2Decompressor),
     "zstd": _zstd,
     "xz": partial(_Streams, make=partial(lzma.LZMADecompressor, lzma.FORMAT_XZ), padding=b"\0"),
+}
+
+
+_DECOMPRESS: dict[Codec, Callable[[bytes], tuple[int, int]]] = {
+    "gzip": _zlib_head,
+    "bzip2": partial(_stream_head, BZ2Decompressor),
+    "zstd": _zstd_head,
+    "xz": partial(_stream_head, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)),
 }
 
 

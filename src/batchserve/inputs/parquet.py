@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,8 @@ from batchserve.storage import transient_reading
 
 LEAST_BATCH_ROWS = 16_384
 SAMPLE_ROWS = 4096
+_BATCH_BYTES = 16 << 20
+"""Of what is read at once, in the encoding of the file."""
 _READ_BUFFER_BYTES = 1 << 20
 _ABSURD_BYTES = 1 << 40
 
@@ -95,7 +98,7 @@ def plain(schema: pa.Schema, path: str) -> pa.Schema:
         DataError: Two columns have one name, or there is no column.
     """
     names = schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DataError(f"{path}: column {', '.join(twice)} is there twice", "rename one")
     if not names:
@@ -125,7 +128,15 @@ def sample(heads: Iterator[pa.RecordBatch], sampled: Sequence[Source], agreed: A
 def _head(source: Source) -> pa.RecordBatch:
     with opened(source.path, lambda: f" in its first {SAMPLE_ROWS:,} rows") as file:
         empty = empty_batch(plain(file.schema_arrow, source.path))
-        return next(file.iter_batches(SAMPLE_ROWS, use_threads=False), empty)
+        return next(file.iter_batches(_few_rows(file, SAMPLE_ROWS, 1), use_threads=False), empty)
+
+
+def _few_rows(file: pq.ParquetFile, rows: int, unit: int) -> int:
+    """Return `rows`, or as many units of rows as are read at once: images take more than numbers."""
+    metadata = file.metadata
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    row_bytes: int = max(1, size // max(1, metadata.num_rows))
+    return min(rows, max(1, _BATCH_BYTES // row_bytes // unit) * unit)
 
 
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
@@ -147,13 +158,12 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
         DataError: The file is damaged, or has not the rows that its footer states.
     """
     base = part.first_record
-    runs = max(1, LEAST_BATCH_ROWS // reading.batch_rows)
+    unit = reading.batch_rows
     groups = list(range(part.start, part.stop))
     with opened(part.path, lambda: f" after row {base:,}") as file:
         stated = part.first_record + sum(file.metadata.row_group(i).num_rows for i in groups)
-        batches = file.iter_batches(
-            runs * reading.batch_rows, row_groups=groups, columns=list(reading.columns), use_threads=False
-        )
+        rows = _few_rows(file, max(1, LEAST_BATCH_ROWS // unit) * unit, unit)
+        batches = file.iter_batches(rows, row_groups=groups, columns=list(reading.columns), use_threads=False)
         for batch in batches:
             yield Block(named(batch, reading.columns), part.path)
             base += batch.num_rows

@@ -5,7 +5,7 @@ stand for one, and an escape character takes the meaning from the byte after it 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import BinaryIO
 
@@ -60,16 +60,24 @@ class Records:
 
     def _ends(self, buffer: bytes) -> Positions:
         """Return the end of every record of `buffer`, which starts at a record and is not plain."""
-        data = np.frombuffer(buffer, np.uint8)
+        outside = self._outside(np.frombuffer(buffer, np.uint8), self._terminator)
+        if outside is None:
+            ends = [stop for _, stop in self.spans(buffer) if buffer[stop - 1] == self._terminator[0]]
+            return np.array(ends, np.int64)
+        found: Positions = outside + 1
+        return found
+
+    def _outside(self, data: NDArray[np.uint8], marks: bytes) -> Positions | None:
+        """Return where any of `marks` stands with its own meaning: outside quotes and not escaped.
+
+        None if quotes cannot be counted, and the slow way is needed.
+        """
         escaped = self._escaped(data)
         quotes = _without(_found(data, self._quote), escaped)
         if not self._well_formed(data, quotes, escaped):
-            ends = [stop for _, stop in self.spans(buffer) if buffer[stop - 1] == self._terminator[0]]
-            return np.array(ends, np.int64)
-        newlines = _without(_found(data, self._terminator), escaped)
-        outside = np.searchsorted(quotes, newlines) % 2 == 0
-        found: Positions = newlines[outside] + 1
-        return found
+            return None
+        found = _without(_found(data, marks), escaped)
+        return found[np.searchsorted(quotes, found) % 2 == 0] if quotes.size else found
 
     def _escaped(self, data: NDArray[np.uint8]) -> Positions:
         """Return the bytes whose meaning is taken by an escape character before them.
@@ -116,8 +124,28 @@ class Records:
 
     def starts(self, raw: bytes) -> list[int]:
         """Return where each record of `raw` starts, blank lines left out as the reader does."""
-        lines = self.spans(raw + 2 * self._terminator)  # the last record needs no end; lend it one
-        return [start for start, stop in lines if raw[start:stop].strip(b"\r\n")]
+        ends = self._outside(np.frombuffer(raw, np.uint8), b"\r\n")
+        if ends is None:
+            lines = self.spans(raw + 2 * self._terminator)  # the last record needs no end; lend it one
+            return [start for start, stop in lines if raw[start:stop].strip(b"\r\n")]
+        is_end = np.zeros(len(raw) + 1, dtype=bool)
+        is_end[ends + 1] = True  # by one more, so that it is known of each byte what stands before it
+        is_end[0] = True
+        starts: list[int] = np.flatnonzero(is_end[:-1] & ~is_end[1:]).tolist()
+        return starts
+
+    def widths(self, raw: bytes, starts: Sequence[int]) -> Positions | None:
+        r"""Return how many fields each record has, or None where only the reader can say.
+
+        Example:
+            >>> Records(Dialect()).widths(b'a,"b,c"\nd\n', [0, 8])
+            array([2, 1])
+        """
+        delimiters = self._outside(np.frombuffer(raw, np.uint8), self._delimiter)
+        if delimiters is None:
+            return None
+        before: Positions = np.searchsorted(delimiters, [*starts, len(raw)])
+        return np.diff(before) + 1
 
     def count(self, raw: bytes) -> int:
         r"""Count the records of `raw`, whole ones, blank lines left out as the reader does.
@@ -180,8 +208,12 @@ class Records:
         return int(bad_openers.sum() + bad_closers.sum())
 
 
-def _found(data: NDArray[np.uint8], byte: bytes) -> Positions:
-    return np.flatnonzero(data == byte[0]) if byte else np.empty(0, np.int64)
+def _found(data: NDArray[np.uint8], marks: bytes) -> Positions:
+    """Return where any of up to two bytes stands."""
+    if not marks:
+        return np.empty(0, np.int64)
+    is_mark = data == marks[0]
+    return np.flatnonzero(is_mark | (data == marks[1]) if marks[1:] else is_mark)
 
 
 def _without(positions: Positions, escaped: Positions) -> Positions:

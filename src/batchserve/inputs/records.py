@@ -5,10 +5,10 @@ record that starts at or after the range's stop, and reports both offsets exactl
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from batchserve.inputs import OPEN_END, Codec, Extent, Slice
 from batchserve.inputs.encodings import UTF_8, as_utf8
@@ -16,10 +16,8 @@ from batchserve.rejects import RAW_BYTES
 from batchserve.storage import transient_reading, translated
 
 BLOCK_BYTES = 4 << 20
-MAX_RECORD_BYTES = 256 << 20
+MAX_RECORD_BYTES = 128 << 20
 """A record longer than this is taken for an unclosed quote."""
-
-_SHOWN_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -85,59 +83,88 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+class Scan:
+    """Reads a text file on and on, cut into whole records.
+
+    Attributes:
+        at: Byte offset of the next record; nothing can be read after one that does not end.
+    """
+
+    def __init__(self, file: BinaryIO, at: int, boundaries: Boundaries) -> None:
+        self._file, self._boundaries = file, boundaries
+        self._carry = b""
+        self.at = at
+
+    def until(self, stop: int) -> Iterator[Chunk | Endless]:
+        """Give all records that start before byte `stop`."""
+        state = _MORE
+        while state == _MORE and self.at < stop:
+            # Blocks grow with a record that does not end, so that it is not searched too often.
+            block = read_exactly(self._file, max(BLOCK_BYTES, len(self._carry)))
+            buffer = self._carry + block if self._carry else block
+            size, state = _cut(buffer, stop - self.at, self._boundaries, at_end=not block)
+            at, self.at, self._carry = self.at, self.at + size, buffer[size:]
+            if size:
+                yield Chunk(at, buffer[:size] if size < len(buffer) else buffer)
+        if state == _ENDLESS:
+            yield Endless(self.at, self._carry[: RAW_BYTES + 1], len(self._carry))
+            self.at = OPEN_END
+
+
+@contextmanager
+def scanned(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Iterator[Scan]:
+    """Open a file to read its records from the first one of a slice on.
+
+    A packed file, or one that is decoded as a stream, cannot be wound: where the start of the
+    slice is not known it is searched from the first record of the file.
+    """
+    with opened(part.path, codec=part.codec) as stored:
+        file = as_utf8(stored, encoding)
+        if part.exact:
+            start = part.start
+        else:
+            start = part.origin if file is not stored or part.codec else boundaries.first(file, part.start)
+        file.seek(start)
+        scan = Scan(file, start, boundaries)
+        for _ in scan.until(part.start):
+            pass
+        yield scan
+
+
 def chunks(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Iterator[Chunk | Endless | Extent]:
     """Cut a slice into chunks of whole records, then give its extent.
 
     Offsets and texts are those of the unpacked file, or of its UTF-8 text if its encoding
     has to be decoded as a stream.
     """
-    with opened(part.path, codec=part.codec) as stored:
-        file = as_utf8(stored, encoding)
-        start = part.start if part.exact else boundaries.first(file, part.start)
-        if start >= part.stop:
-            yield Extent(start, start)
-            return
-        file.seek(start)
-        base, carry, state = start, b"", _MORE
-        while state == _MORE:
-            # Blocks grow with a record that does not end, so that it is not searched too often.
-            block = read_exactly(file, max(BLOCK_BYTES, len(carry)))
-            buffer = carry + block if carry else block
-            stop, state = _cut(buffer, part.stop - base, boundaries, at_end=not block)
-            if stop:
-                yield Chunk(base, buffer[:stop] if stop < len(buffer) else buffer)
-            base, carry = base + stop, buffer[stop:]
-        if state == _ENDLESS:
-            yield Endless(base, carry[: RAW_BYTES + 1], len(carry))
-        # Nothing after an endless record can be read: later slices of the file are empty.
-        yield Extent(start, OPEN_END if state == _ENDLESS else base)
+    with _segment(part, boundaries) or scanned(part, boundaries, encoding) as scan:
+        start = scan.at
+        yield from scan.until(part.stop)
+        yield Extent(start, scan.at)
 
 
-def count(
-    part: Slice, boundaries: Boundaries, records: Callable[[bytes], int], encoding: str = UTF_8
-) -> tuple[int, int]:
-    """Return where a slice stops and how many records it has, without reading its rows.
+def _segment(part: Slice, boundaries: Boundaries) -> AbstractContextManager[Scan] | None:
+    """Open the records of a slice that were unpacked for it, if they are still there."""
+    if part.segment is None:
+        return None
+    try:
+        file = Path(part.segment).open("rb", buffering=0)  # noqa: SIM115  closed with its scan
+    except FileNotFoundError:
+        return None
+    return _closing(Scan(cast("BinaryIO", file), part.start, boundaries), file)
 
-    Args:
-        part: The slice; its start is exact.
-        boundaries: How the format's records are told apart.
-        records: Counts those of a text of whole records, as the reader does.
-        encoding: Of the file.
-    """
-    total, stop = 0, part.start
-    for item in chunks(part, boundaries, encoding):
-        if isinstance(item, Extent):
-            stop = item.stop
-        else:
-            total += records(item.raw) if isinstance(item, Chunk) else 1
-    return stop, total
+
+@contextmanager
+def _closing(scan: Scan, file: Any) -> Iterator[Scan]:
+    with file:
+        yield scan
 
 
 _MORE, _DONE, _ENDLESS = "more", "done", "endless"
 
 
 def _cut(buffer: bytes, least: int, boundaries: Boundaries, *, at_end: bool) -> tuple[int, str]:
-    """Return how many bytes of `buffer` are whole records of the slice, and what comes next."""
+    """Return how many bytes of `buffer` are whole records up to byte `least`, and what comes next."""
     if len(buffer) >= least and (end := boundaries.end_at(buffer, least)) >= 0:
         return end, _DONE
     whole = max(0, boundaries.last_end(buffer))

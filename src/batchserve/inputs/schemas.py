@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -79,24 +80,28 @@ def _grouped(told: Mapping[str, str]) -> Iterator[str]:
 
 
 def _differences(expected: pa.Schema, schema: pa.Schema) -> Iterator[str]:
-    cased = _cased(schema.names, expected.names)
-    missing = [n for n in expected.names if n not in schema.names and n not in cased.values()]
-    extra = [n for n in schema.names if n not in expected.names and n not in cased]
+    if schema.equals(expected):
+        return
+    known, own_names = dict.fromkeys(expected.names), dict.fromkeys(schema.names)
+    cased = _cased(own_names, known)
+    taken = set(cased.values())
+    missing = {name: None for name in known if name not in own_names and name not in taken}
+    extra = {name: None for name in own_names if name not in known and name not in cased}
     if missing:
         yield f"no column {', '.join(missing)}"
     if extra:
         yield f"a column {', '.join(extra)} more"
     yield from (f"column {own} instead of {name}" for own, name in cased.items())
-    for name in schema.names:
+    for name in own_names:
         wanted = cased.get(name, name)
-        if wanted in expected.names and schema.field(name).type != expected.field(wanted).type:
+        if wanted in known and schema.field(name).type != expected.field(wanted).type:
             yield f"column {name} is {schema.field(name).type}, not {expected.field(wanted).type}"
-    shared = [cased.get(name, name) for name in schema.names if name not in extra]
-    if shared != [name for name in expected.names if name not in missing]:
+    shared = [cased.get(name, name) for name in own_names if name not in extra]
+    if shared != [name for name in known if name not in missing]:
         yield "its columns in another order"
 
 
-def _cased(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+def _cased(names: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
     """Match names that nobody has to the one known name that differs in case alone."""
     free: dict[str, list[str]] = {}
     for name in known:
@@ -119,12 +124,12 @@ def _same(names: Sequence[str]) -> Layout:
 
 def _matched(schemas: Mapping[str, pa.Schema]) -> dict[str, Layout]:
     """Give every column of every file its name in the job; new ones are added as they come."""
-    known: list[str] = []
+    known: dict[str, None] = {}
     layouts = {}
     for path, schema in schemas.items():
-        cased = _cased(schema.names, known)
+        cased = _cased(dict.fromkeys(schema.names), known)
         layouts[path] = tuple((name, cased.get(name, name)) for name in schema.names)
-        known += [name for _, name in layouts[path] if name not in known]
+        known |= dict.fromkeys(name for _, name in layouts[path])
     return layouts
 
 
@@ -170,9 +175,11 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 def _made_of(schema: pa.Schema, layout: Layout, job: pa.Schema, first: pa.Schema) -> Iterator[str]:
     """Say what is made of a file whose columns are not those of the job."""
-    names = [name for _, name in layout]
+    if schema.equals(job):
+        return
+    names, before = dict.fromkeys(name for _, name in layout), dict.fromkeys(first.names)
     missing = [name for name in job.names if name not in names]
-    extra = [name for name in names if name not in first.names]
+    extra = [name for name in names if name not in before]
     if missing:
         yield f"no column {', '.join(missing)} (null)"
     if extra:
@@ -182,5 +189,5 @@ def _made_of(schema: pa.Schema, layout: Layout, job: pa.Schema, first: pa.Schema
         kind, wide = schema.field(own).type, job.field(name).type
         if kind != wide:
             yield f"column {name} is cast from {kind} to {wide}"
-    if [n for n in job.names if n in names] != names:
+    if [name for name in job.names if name in names] != list(names):
         yield "its columns are put in order"

@@ -150,9 +150,10 @@ def _shaped(block: Block, part: Slice, wanted: pa.Schema, record: int) -> pa.Rec
 
 def _names_in(part: Slice, block: Block) -> dict[str, str]:
     """Return the names in a block of the job's columns that it holds."""
+    there = dict.fromkeys(block.batch.schema.names)
     if part.layout is None or part.format in TEXT_FORMATS:
-        return {name: name for name in block.batch.schema.names}
-    return {name: own for own, name in part.layout if own in block.batch.schema.names}
+        return {name: name for name in there}
+    return {name: own for own, name in part.layout if own in there}
 
 
 def _cast(column: pa.Array, wanted: pa.Field, part: Slice, record: int) -> pa.Array:

@@ -2,17 +2,22 @@
 
 import csv
 import io
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from batchserve import append, commit, job, storage, target, workspace
 from batchserve.config import Job
 from batchserve.errors import DataError, NotFoundError, UsageError, raise_all
 from batchserve.events import Listener
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Layout
+from batchserve.inputs.csv import text_fields
+from batchserve.inputs.dialect import COMMON
 from batchserve.planning import Plan
 from batchserve.rejects import Line
 from batchserve.report import Report, shortest
@@ -20,6 +25,10 @@ from batchserve.storage import translated
 from batchserve.target import META_DIR, Target
 
 _SUFFIX = ".rejects.jsonl"
+_WRITTEN = {
+    "delimiter": ",", "quote": '"', "escape": "none", "header": "yes", "skip_lines": 0, "encoding": "utf-8",
+}  # fmt: skip
+"""How the corrected records are written, whatever their files are."""
 _BATCH_ROWS_STEP = 64
 
 
@@ -116,12 +125,61 @@ def _form(plan: Plan) -> str:
 
 
 def _text(lines: Sequence[Line], plan: Plan) -> str:
-    records = [line.raw.rstrip("\r\n") for line in lines]
-    if _form(plan) == "csv":
-        header = io.StringIO()
-        csv.writer(header, lineterminator="").writerow(plan.recipe.reading.schema_.names)
-        records.insert(0, header.getvalue())
-    return "\n".join(records) + "\n"
+    """Return the records as one text that has every column of the job, those of no file too."""
+    if _form(plan) != "csv":
+        return "".join(f"{_object(line, plan)}\n" for line in lines)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(plan.recipe.reading.schema_.names)
+    layouts = {part.path: part.layout for each in plan.partitions for part in each.slices if part.layout}
+    for line in lines:
+        fields = _fields(line, plan, layouts.get(line.file))
+        text.write(f"{line.raw.rstrip()}\n") if fields is None else writer.writerow(fields)
+    return text.getvalue()
+
+
+def _fields(line: Line, plan: Plan, layout: Layout | None) -> list[str] | None:
+    """Return a record's fields in the order of the job's columns; None to take it as it stands.
+
+    One that is no record in the dialect of its file may be one in ours: it becomes a single
+    field, which is none either.
+    """
+    reading = plan.recipe.reading
+    added = _added(line, plan)
+    if not (added or layout) and reading.dialect == COMMON:
+        return None
+    names = [name for name in reading.schema_.names if name not in added]
+    own = [name for _, name in layout] if layout else names
+    texts = text_fields(line.raw, own, reading.dialect)
+    if texts is None:
+        return [line.raw, *([""] if len(reading.schema_) == 1 else [])]
+    values = dict(zip(own, texts, strict=True)) | {name: str(value) for name, value in added.items()}
+    return [values.get(name, "") for name in reading.schema_.names]
+
+
+def _object(line: Line, plan: Plan) -> str:
+    """Return a JSON object with the columns that its file does not hold."""
+    raw = line.raw.strip()
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return raw
+    added = _added(line, plan)
+    missing = {name: added[name] for name in added if isinstance(found, dict) and name not in found}
+    if not missing:
+        return raw
+    return f"{raw[:-1]}{', ' if found else ''}{json.dumps(missing)[1:]}"
+
+
+def _added(line: Line, plan: Plan) -> dict[str, Any]:
+    """Return the values of columns that are of a record's folders and of where it is from."""
+    folders = next((dict(source.folders) for source in plan.sources if source.path == line.file), {})
+    whole = {f.name for f in plan.recipe.reading.schema_ if f.type in {pa.int64(), pa.int32()}}
+    values: dict[str, Any] = {
+        name: "" if text is None else int(text) if name in whole else text for name, text in folders.items()
+    }
+    source = {SOURCE_FILE: line.file, SOURCE_ROW: line.record}
+    return values | {name: value for name, value in source.items() if name in plan.added}
 
 
 def _write(path: Path, text: str, rejects: Path) -> None:
@@ -142,7 +200,10 @@ def _job(plan: Plan, wishes: dict[str, Any]) -> Job:
     same: dict[str, Any] = dict(plan.asked) | {
         "model": recipe.model.path,
         "type": append.words(recipe.reading.schema_),
+        "keep": recipe.keep or ("none",),
     }
+    if _form(plan) == "csv":
+        same |= _WRITTEN
     if recipe.batch_rows % _BATCH_ROWS_STEP == 0:
         same["batch_rows"] = recipe.batch_rows
     return Job.model_validate(same | wishes)
