@@ -3,19 +3,18 @@
 read -> bind -> run -> encode -> write part -> receipt
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from batchserve import codec, inputs, outputs, predictions
 from batchserve.binding import Binding
-from batchserve.codec import Encoded, Misfit
+from batchserve.codec import Misfit
 from batchserve.errors import CrashError, MemoryShortError, RunError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Fault, Partition, Reading, TypeMisfit
 from batchserve.model import Session, Tensor, session_for
@@ -23,6 +22,7 @@ from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Receipt, Workspace
 from batchserve.predictions import Prediction
 from batchserve.rejects import Reject, RejectClass
+from batchserve.rows import Rows, Stretch, aligned
 from batchserve.runs import Runs
 from batchserve.storage import patiently
 from batchserve.tally import Tally
@@ -125,67 +125,6 @@ def runs_of(recipe: Recipe, timeout_s: float | None = None, kind: type[Runs] = R
 # -- rows to the model ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """Rows of one block, and where they came from."""
-
-    block: Block
-    slice: int
-    record: int
-    """Records of the slice before the block."""
-    rows: range | NDArray[np.int64]
-    """Their row numbers in the block."""
-
-    def cut(self, start: int, stop: int) -> "_Stretch":
-        return replace(self, rows=self.rows[start:stop])
-
-    def reject(self, at: int, fault: Fault) -> Reject:
-        row = int(self.rows[at])
-        return self.block.reject(row, self.record + row, fault)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows ready for the model, each still knowing its record."""
-
-    encoded: Encoded
-    origins: tuple[_Stretch, ...]
-
-    def __len__(self) -> int:
-        return self.encoded.rows
-
-    def slice(self, start: int, stop: int) -> "Rows":
-        """Return rows `start` to `stop` without copying."""
-        found, at = [], 0
-        for stretch in self.origins:
-            first, last = max(start - at, 0), min(stop - at, len(stretch.rows))
-            if first < last:
-                found.append(stretch.cut(first, last))
-            at += len(stretch.rows)
-        return Rows(self.encoded.slice(start, stop), tuple(found))
-
-    def joined(self, other: "Rows") -> "Rows":
-        """Return these rows followed by those of `other`."""
-        return Rows(self.encoded.joined(other.encoded), self.origins + other.origins)
-
-    def take(self, good: NDArray[np.bool_]) -> "Rows":
-        """Return only the rows where `good` is true."""
-        found, at = [], 0
-        for stretch in self.origins:
-            kept = np.asarray(stretch.rows)[good[at : at + len(stretch.rows)]]
-            found.append(replace(stretch, rows=kept))
-            at += len(stretch.rows)
-        return Rows(self.encoded.take(good), tuple(found))
-
-    def reject(self, row: int, fault: Fault) -> tuple[int, Reject]:
-        """Return the number of the slice that a row is of, and the reject for it."""
-        for stretch in self.origins:
-            if row < len(stretch.rows):
-                return stretch.slice, stretch.reject(row, fault)
-            row -= len(stretch.rows)
-        raise IndexError(row)
-
-
 def bound(partition: Partition, recipe: Recipe, tally: Tally) -> Iterator[Rows]:
     """Read a partition as rows ready for the model; rows at fault are told and left out."""
     for part in partition.slices:
@@ -227,7 +166,7 @@ def _bound(block: Block, recipe: Recipe, tally: Tally) -> Rows:
         encoded, misfits = codec.encode(block.batch, recipe.binding, recipe.keep)
         tally.nulls += encoded.nulls
         tally.rounded += encoded.rounded
-        origin = _Stretch(block, tally.slice, tally.record, range(block.batch.num_rows))
+        origin = Stretch(block, tally.slice, tally.record, range(block.batch.num_rows))
         rows = _without(Rows(encoded, (origin,)), misfits, tally) if misfits else Rows(encoded, (origin,))
         tally.read(block.batch.num_rows)
         return rows
@@ -242,28 +181,6 @@ def _without(rows: Rows, misfits: Sequence[Misfit], tally: Tally) -> Rows:
             fault = Fault(misfit.kind, misfit.column, misfit.value, misfit.reason)
             tally.reject(*rows.reject(misfit.row, fault))
     return rows.take(good)
-
-
-def aligned(pieces: Iterable[Rows], batch_rows: int) -> Iterator[Rows]:
-    """Re-cut rows so that all pieces but the last are whole multiples of `batch_rows`.
-
-    So padding is paid once per partition, not once per block of the reader.
-    """
-    carry: Rows | None = None
-    for piece in pieces:
-        start = 0
-        if carry is not None:
-            start = min(batch_rows - len(carry), len(piece))
-            carry = carry.joined(piece.slice(0, start))
-            if len(carry) < batch_rows:
-                continue
-            yield carry
-        stop = start + (len(piece) - start) // batch_rows * batch_rows
-        if stop > start:
-            yield piece.slice(start, stop)
-        carry = piece.slice(stop, len(piece)) if stop < len(piece) else None
-    if carry is not None:
-        yield carry
 
 
 # -- rows that the model refuses --------------------------------------------------------------

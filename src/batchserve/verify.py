@@ -16,7 +16,8 @@ from batchserve.errors import BatchserveError, DataError, NotFoundError
 from batchserve.inputs import Partition, Source
 from batchserve.modelfile import identify
 from batchserve.outputs import RowGroup
-from batchserve.scoring import Recipe, Rows
+from batchserve.rows import Rows, aligned
+from batchserve.scoring import Recipe
 from batchserve.storage import translated
 from batchserve.tally import Tally
 from batchserve.target import Target
@@ -305,7 +306,7 @@ def _accepted(sample: _Sample, recipe: Recipe) -> Iterator[Rows]:
     """Read the rows of the partition that the model did not refuse."""
     refused = np.array(sample.refused, np.int64)
     position = 0
-    for rows in scoring.aligned(scoring.bound(sample.partition, recipe, Tally()), recipe.batch_rows):
+    for rows in aligned(scoring.bound(sample.partition, recipe, Tally()), recipe.batch_rows):
         here = refused[(refused >= position) & (refused < position + len(rows))] - position
         good = np.ones(len(rows), dtype=bool)
         good[here] = False
