@@ -41,6 +41,19 @@ def test_mutants_are_the_same_at_every_run(tmp_path: Path) -> None:
     assert sum(mutant != raw for mutant, _ in first) > 45
 
 
+def test_a_model_with_metadata_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Metadata that is not UTF-8 is a damaged model, not a traceback."""
+    path = tmp_path / "model.onnx"
+    raw = (mutants.EXAMPLES / "iris/model.onnx").read_bytes()
+    path.write_bytes(raw.replace(b'["sepal_length', b'["sepal\xb0length'))
+
+    with pytest.raises(bs.BatchserveError, match="can't decode byte 0xb0") as refused:
+        bs.plan(mutants.EXAMPLES / "iris/iris.csv", model=path)
+
+    assert refused.value.exit_code == 70
+    assert "damaged" in refused.value.hint
+
+
 # -- what judges them -------------------------------------------------------------------------
 
 
