@@ -14,6 +14,7 @@ import lzma
 import os
 import pickle
 import random
+import re
 import resource
 import select
 import shutil
@@ -293,12 +294,21 @@ def _refusal_fault(seed: Seed, mutant: bytes, error: BatchserveError) -> str:
         return f"exit {error.exit_code}: {error}"
     if "bug in batchserve" in error.message:
         return str(error)
-    if (
-        "stream is damaged" in error.message
-        and splitters.unpacked(mutant, seed.name.rpartition(".")[2]) is not None
-    ):
+    suffix = seed.name.rpartition(".")[2]
+    if "stream is damaged" in error.message and splitters.unpacked(mutant, suffix) is not None:
         return f"is not damaged: {error}"
-    return ""
+    return "" if _is_possible(error.message, mutant, suffix) else f"cannot be there: {error}"
+
+
+def _is_possible(message: str, mutant: bytes, suffix: str) -> bool:
+    """Whether the place of a damage is one that an independent reader gets to, too."""
+    place = re.search(r"after (byte|row) ([\d,]+)", message)
+    if place is None:
+        return True
+    reached = (
+        splitters.parquet_rows(mutant) or 0 if place[1] == "row" else splitters.readable_bytes(mutant, suffix)
+    )
+    return int(place[2].replace(",", "")) <= reached
 
 
 def _account(seed: Seed, mutant: bytes, folder: Path, verdict: Verdict) -> str:

@@ -92,6 +92,9 @@ def test_packed_files_are_unpacked_whole_or_not_at_all(pack: object, suffix: str
     assert splitters.unpacked(whole, suffix) == b"onetwo"
     assert splitters.unpacked(whole[:-3], suffix) is None
     assert splitters.unpacked(whole + b"more", suffix) is None
+    assert splitters.readable_bytes(whole, suffix) == splitters.readable_bytes(whole + b"more", suffix) == 6
+    assert splitters.readable_bytes(whole[:-20], suffix) in {3, 6}
+    assert splitters.readable_bytes(b"no", suffix) == 0
 
 
 def test_the_rows_of_parquet_are_read_from_its_footer() -> None:
