@@ -28,7 +28,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import batchserve as bs
@@ -416,7 +416,10 @@ def run(home: Path, count: int, seed: int) -> Figures:
     figures = Figures()
 
     @hypothesis.seed(seed)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )  # fmt: skip
     @given(cases())
     def each(case: Case) -> None:
         check(case, home / "case", figures)

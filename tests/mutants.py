@@ -14,6 +14,7 @@ import lzma
 import os
 import pickle
 import random
+import re
 import resource
 import select
 import shutil
@@ -26,6 +27,7 @@ import traceback
 from bz2 import compress as bzip2
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,9 @@ _NOTES = (
 
 def _gzip(raw: bytes) -> bytes:
     return gzip.compress(raw, mtime=0)
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {"gz": _gzip, "bz2": bzip2, "xz": lzma.compress}
 
 
 def _halves(raw: bytes) -> tuple[bytes, bytes]:
@@ -289,12 +294,21 @@ def _refusal_fault(seed: Seed, mutant: bytes, error: BatchserveError) -> str:
         return f"exit {error.exit_code}: {error}"
     if "bug in batchserve" in error.message:
         return str(error)
-    if (
-        "stream is damaged" in error.message
-        and splitters.unpacked(mutant, seed.name.rpartition(".")[2]) is not None
-    ):
+    suffix = seed.name.rpartition(".")[2]
+    if "stream is damaged" in error.message and splitters.unpacked(mutant, suffix) is not None:
         return f"is not damaged: {error}"
-    return ""
+    return "" if _is_possible(error.message, mutant, suffix) else f"cannot be there: {error}"
+
+
+def _is_possible(message: str, mutant: bytes, suffix: str) -> bool:
+    """Whether the place of a damage is one that an independent reader gets to, too."""
+    place = re.search(r"after (byte|row) ([\d,]+)", message)
+    if place is None:
+        return True
+    reached = (
+        splitters.parquet_rows(mutant) or 0 if place[1] == "row" else splitters.readable_bytes(mutant, suffix)
+    )
+    return int(place[2].replace(",", "")) <= reached
 
 
 def _account(seed: Seed, mutant: bytes, folder: Path, verdict: Verdict) -> str:
@@ -369,12 +383,21 @@ def _warm(kinds: Sequence[Seed], home: Path) -> None:
 def _one(kinds: Sequence[Seed], number: int, seed: int, folder: Path) -> Verdict:
     chance = random.Random(f"{seed} {number}")
     kind = kinds[number % len(kinds)]
-    mutant, done = mutate(kind.raw, chance)
+    mutant, done = _mutant(kind, chance)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     begun = Verdict(number, kind.name, done)
     verdict = _forked(kind, mutant, begun, folder)
     return _commanded(kind, begun, folder) if kind.is_model and verdict.code < 0 else verdict
+
+
+def _mutant(kind: Seed, chance: random.Random) -> tuple[bytes, str]:
+    """Mutate a file; of those that are packed every second one inside."""
+    pack = PACK.get(kind.name.rpartition(".")[2])
+    if pack is None or chance.random() < 0.5:
+        return mutate(kind.raw, chance)
+    text, done = mutate(splitters.unpacked(kind.raw, kind.name.rpartition(".")[2]) or b"", chance)
+    return pack(text), f"inside {done}"
 
 
 def _forked(kind: Seed, mutant: bytes, begun: Verdict, folder: Path) -> Verdict:
@@ -479,7 +502,8 @@ def run(count: int, seed: int = 1, lanes: int = 2) -> Result:
         )
         for lane in range(lanes)
     ]  # fmt: skip
-    said = [worker.communicate()[0] for worker in workers]
+    with ThreadPoolExecutor(lanes) as pool:
+        said = list(pool.map(lambda worker: worker.communicate()[0], workers))
     assert not any(worker.returncode for worker in workers)
     verdicts = [Verdict(**json.loads(line)) for text in said for line in text.splitlines()]
     return Result(sorted(verdicts, key=lambda v: v.number), (time.monotonic() - started) / 60)

@@ -105,6 +105,19 @@ def _streams(raw: bytes, make: Any, padding: bytes) -> Iterator[bytes]:
         raw = decompressor.unused_data.lstrip(padding)
 
 
+def readable_bytes(raw: bytes, suffix: str) -> int:
+    """Return how many bytes can be had of a packed file, damaged or not, if it is fed byte by byte."""
+    make = _STREAMS[suffix][0] if suffix in _STREAMS else partial(zlib.decompressobj, wbits=31)
+    unpacker, size = make(), 0
+    for i in range(len(raw)):
+        try:
+            unpacker = make() if unpacker.eof else unpacker
+            size += len(unpacker.decompress(raw[i : i + 1]))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError):
+            break
+    return size
+
+
 # -- Parquet ----------------------------------------------------------------------------------
 
 

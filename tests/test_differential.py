@@ -41,14 +41,25 @@ def test_polars_and_duckdb_read_a_csv_alike_and_as_we_do(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("broken", ["same", "predict"])
 def test_another_bit_is_told(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the oracle says something else the case fails, and a sweep names it."""
-    if broken == "same":
-        monkeypatch.setattr(oracle, "same", lambda *_: False)
-    else:
-        monkeypatch.setattr(oracle, "predict", lambda *_: {})
+    """Where the oracle gives other bits, or none, the case fails."""
+    answers = {"same": False, "predict": {}}
+    monkeypatch.setattr(oracle, broken, lambda *_: answers[broken])
 
     with pytest.raises(AssertionError):
         differential.check(COMMON, tmp_path / "case", Figures())
-    found = differential.run(tmp_path, 1, seed=1)
+
+
+def test_a_case_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many cases the one that fails is told, as simple as it may be."""
+
+    def check(case: Case, folder: Path, figures: Figures) -> None:  # noqa: ARG001  as the real one
+        figures.cases[case.form] += 1
+        assert case.rows < 7, "too many"
+
+    monkeypatch.setattr(differential, "check", check)
+
+    found = differential.run(tmp_path, 50, seed=1)
 
     assert len(found.faults) == found.facts()["jobs that differ"] == 1
+    assert "too many" in found.faults[0]
+    assert "rows=7," in found.faults[0]

@@ -41,6 +41,19 @@ def test_mutants_are_the_same_at_every_run(tmp_path: Path) -> None:
     assert sum(mutant != raw for mutant, _ in first) > 45
 
 
+def test_a_model_with_metadata_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Metadata that is not UTF-8 is a damaged model, not a traceback."""
+    path = tmp_path / "model.onnx"
+    raw = (mutants.EXAMPLES / "iris/model.onnx").read_bytes()
+    path.write_bytes(raw.replace(b'["sepal_length', b'["sepal\xb0length'))
+
+    with pytest.raises(bs.BatchserveError, match="can't decode byte 0xb0") as refused:
+        bs.plan(mutants.EXAMPLES / "iris/iris.csv", model=path)
+
+    assert refused.value.exit_code == 70
+    assert "damaged" in refused.value.hint
+
+
 # -- what judges them -------------------------------------------------------------------------
 
 
@@ -79,6 +92,9 @@ def test_packed_files_are_unpacked_whole_or_not_at_all(pack: object, suffix: str
     assert splitters.unpacked(whole, suffix) == b"onetwo"
     assert splitters.unpacked(whole[:-3], suffix) is None
     assert splitters.unpacked(whole + b"more", suffix) is None
+    assert splitters.readable_bytes(whole, suffix) == splitters.readable_bytes(whole + b"more", suffix) == 6
+    assert splitters.readable_bytes(whole[:-20], suffix) in {3, 6}
+    assert splitters.readable_bytes(b"no", suffix) == 0
 
 
 def test_the_rows_of_parquet_are_read_from_its_footer() -> None:

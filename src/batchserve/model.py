@@ -81,7 +81,7 @@ class Session:
             # "provider is not in available provider names" is only a warning to onnxruntime.
             warnings.simplefilter("error", UserWarning)
             self._session = _open(spec)
-        self._signature = _signature(self._session)
+            self._signature = _signature(self._session)  # names and metadata may not be UTF-8
         self._bfloats = {port.name for port in self._signature.outputs if port.type == _BFLOAT16}
 
     def run(
