@@ -152,7 +152,7 @@ def rejected(kept: Ledger, path: Path, rows_in: int, partitions_left: int) -> Da
 
 
 def _shown(line: Line) -> str:
-    value = line.value or (line.raw.strip() if line.kind == "PARSE" else "")
+    value = line.value or (line.raw if line.kind == "PARSE" else "")
     short = f"{value[:_SHOWN_CHARACTERS]}…" if len(value) > _SHOWN_CHARACTERS else value
     return f"{shortest(line.file)}{_at(line)}: {repr(short) + ' ' if value else ''}{line.reason}"
 
