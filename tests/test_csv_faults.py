@@ -190,6 +190,19 @@ def test_an_unclosed_quote_swallows_nothing_in_silence(
     assert f"never closed: the {len(rest)} bytes to the end of the file are one record" in message
 
 
+@pytest.mark.parametrize("size", [1 << 20, 16])
+def test_no_budget_covers_what_an_unclosed_quote_hides(size: int, score: Score, tmp_path: Path) -> None:
+    """Rows after a record that does not end are unknown: --max-errors publishes no output without them."""
+    text = f'x,c\n{GOOD}5,"open\n{GOOD * 10}'
+
+    message = told(score, text, partition_size=size, max_errors="50%")
+
+    assert "in.csv:6:" in message
+    assert "no --max-errors allows for them" in message
+    assert "close its quote" in message
+    assert not (tmp_path / "out.parquet").exists()
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_lines_of_a_file_with_carriage_returns_are_counted_by_them(encoding: str, score: Score) -> None:
     """In a file whose lines end in carriage returns, the line of a reject is counted by these alone."""
