@@ -125,7 +125,7 @@ def scanned(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Itera
             start = part.start
         else:
             start = part.origin if file is not stored or part.codec else boundaries.first(file, part.start)
-        if start < part.stop:
+        if start < part.stop:  # else nothing is read: a record that does not end took it all
             file.seek(start)
         scan = Scan(file, start, boundaries)
         for _ in scan.until(part.start):
