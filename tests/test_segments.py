@@ -130,14 +130,16 @@ def test_a_packed_file_that_is_cut_off_publishes_nothing(suffix: str) -> None:
     assert not Path("out.parquet").exists()
 
 
-def test_a_quote_that_is_never_closed_in_a_packed_file_is_one_reject() -> None:
-    """All partitions after it have no rows: what follows the quote is one record."""
+def test_a_quote_that_is_never_closed_in_a_packed_file_is_told() -> None:
+    """All partitions after it have no rows: what follows the quote is one record, in no budget."""
     data = text(6_000) + b'1.5,"open\n' + b"2.5,plain\n" * 20_000
     Path("in.csv.gz").write_bytes(gzip.compress(data))
 
-    report = score("in.csv.gz", max_errors=1)
+    with pytest.raises(DataError, match=r"1 of 6,001 rows cannot be scored(.|\n)*never closed") as told:
+        score("in.csv.gz", max_errors=1)
 
-    assert (report.rows, report.receipt.rejected_by) == (6_000, {"PARSE": 1})
+    assert "rows after it are unknown" in told.value.message
+    assert not Path("out.parquet").exists()
 
 
 # -- the unpacker itself ----------------------------------------------------------------------
