@@ -46,9 +46,13 @@ def rejected(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> i
     return sum(receipts[p.index].facts.rows_rejected for p in _trusted(partitions, receipts))
 
 
-def is_cut_short(receipts: Iterable[Receipt]) -> bool:
-    """Whether some file was not read to its end, as a record in it does not end."""
-    return any(stop >= OPEN_END for receipt in receipts for _, stop in receipt.facts.extents)
+def is_cut_short(partitions: Sequence[Partition], receipts: Iterable[Receipt]) -> bool:
+    """Whether some text was not read to its end, as a record in it does not end."""
+    return any(
+        part.format in TEXT_FORMATS and stop >= OPEN_END
+        for receipt in receipts
+        for part, (_, stop) in zip(partitions[receipt.partition].slices, receipt.facts.extents, strict=False)
+    )
 
 
 def _trusted(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> list[Partition]:

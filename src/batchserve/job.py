@@ -246,7 +246,7 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         _check_unchanged(made, found)
         rejected = sum(receipt.facts.rows_rejected for receipt in ordered)
         within = budget.allows(rejected, sum(receipt.facts.rows_in for receipt in ordered))
-        if not within or chain.is_cut_short(ordered):  # rows that nobody saw are in no budget
+        if not within or chain.is_cut_short(made.partitions, ordered):  # rows that nobody saw are in no budget
             raise _refused(made, found, space, receipts)
         listener.on(events.Publishing(parts=len(ordered)))
         overwrite = job.when_exists == "overwrite"
@@ -421,7 +421,7 @@ def _refused(made: Plan, found: Target, space: Workspace, receipts: dict[int, Re
         storage.replace(temporary, path)
     workspace.refuse(space)
     rows_in = sum(receipt.facts.rows_in for receipt in ordered)
-    if chain.is_cut_short(ordered):
+    if chain.is_cut_short(made.partitions, ordered):
         return cut_short(kept, path, rows_in)
     return rejected(kept, path, rows_in, len(made.partitions) - len(ordered))
 
