@@ -149,7 +149,7 @@ def test_a_file_of_nothing_is_refused(text: str, score: Score) -> None:
         ("5", "'5' has 1 field, not 2"),
         ("5,a,b", "'5,a,b' has 3 fields, not 2"),
         ("5,a,", "'5,a,' has 3 fields, not 2"),
-        ("   ", "has 1 field, not 2"),
+        ("   ", "'   ' has 1 field, not 2"),
         ('"5"', "'\"5\"' has 1 field, not 2"),
         ('"5,a"', "'\"5,a\"' has 1 field, not 2"),
         (b"5,\xff", r"'5,\\xff' is not UTF-8"),

@@ -184,7 +184,8 @@ def test_a_cluster_of_processes_gives_the_bytes_of_threads(
     bs.score(paths, threads, **case.options, partition_size=size)
     report = bs.score(paths, processes, **case.options, partition_size=size, cluster=process_cluster)
 
-    assert (report.partitions, report.workers) == (5, 2)
+    assert report.workers == 2
+    assert paths[0].suffix in PACK or report.partitions == 5
     assert_equal(processes, case, oracle.read(*paths, texts=TEXTS))
     assert digest(processes) == digest(threads)
 

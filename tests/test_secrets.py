@@ -1,8 +1,6 @@
 """A secret in a path, a URL or an option is in nothing that is printed, logged or handed on."""
 
-import gzip
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ import onnx
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
+from pyarrow import csv as pacsv
 
 import batchserve as bs
 from batchserve import events
@@ -298,9 +297,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 def test_a_cluster_is_told_no_secret(cluster: Cluster) -> None:
     """Neither keys of tasks, nor what scheduler and workers log or show of them, have it."""
-    shutil.copy(IRIS, f"{FOLDER}/a.csv")
-    whole = gzip.compress(IRIS.read_bytes() + os.urandom(2 << 20).hex(",", 20).encode())
-    Path(FOLDER, "b.csv.gz").write_bytes(whole[: len(whole) - 100])
+    pq.write_table(pacsv.read_csv(IRIS), f"{FOLDER}/a.parquet", write_page_checksum=True)
+    damaged = bytearray(Path(FOLDER, "a.parquet").read_bytes())
+    damaged[60] ^= 255
+    Path(FOLDER, "b.parquet").write_bytes(damaged)
     told: list[str] = []
 
     class Asking:
@@ -310,7 +310,7 @@ def test_a_cluster_is_told_no_secret(cluster: Cluster) -> None:
 
     with pytest.raises(DataError, match="cut off") as failed:
         bs.score(
-            [f"{FOLDER}/a.csv", f"{FOLDER}/b.csv.gz"], f"{FOLDER}/out.parquet", listener=Asking(),
+            [f"{FOLDER}/a.parquet", f"{FOLDER}/b.parquet"], f"{FOLDER}/out.parquet", listener=Asking(),
             model=f"{FOLDER}/model.onnx", scheduler=cluster.address, partition_size="1k",
         )  # fmt: skip
 
