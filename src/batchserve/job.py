@@ -246,7 +246,8 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         _check_unchanged(made, found)
         rejected = sum(receipt.facts.rows_rejected for receipt in ordered)
         within = budget.allows(rejected, sum(receipt.facts.rows_in for receipt in ordered))
-        if not within or chain.is_cut_short(made.partitions, ordered):  # rows that nobody saw are in no budget
+        cut = chain.is_cut_short(made.partitions, ordered)  # rows that nobody saw are in no budget
+        if cut or not within:
             raise _refused(made, found, space, receipts)
         listener.on(events.Publishing(parts=len(ordered)))
         overwrite = job.when_exists == "overwrite"
