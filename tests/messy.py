@@ -51,6 +51,7 @@ MONEY = (("2024-01-31", "1.234,50", "rent"), ("2024-02-01", "12,00", "tea"), ("2
 SAYS = "id,text\n" + "".join(f'{i},"He said ""no"", {i} times"\n' for i in range(4))
 POEM = "id,text,n\n" + "".join(f'{i},"one line\nand, another\n\nend",{i * 7}\n' for i in range(5))
 ESCAPED = "id,text\n" + "".join(f'{i},"say \\"hi\\", {i}"\n' for i in range(6))
+LINES = "id,text,n\n" + "".join(f'{i},"some, \\"quoted\\" and\nline {i}",{i * 7}\n' for i in range(400))
 BARE = "id,text\n" + "".join(f"{i},Ann\\, Bo and Chen\n" for i in range(6))
 UNNAMED = ("column_1", "column_2", "column_3")
 
@@ -73,6 +74,7 @@ CORPUS = (
           delimiter=";"),
     known("doubled quotes", SAYS, columns=("id", "text")),
     known("escaped quotes", ESCAPED, escape="\\", columns=("id", "text"), rows=6),
+    known("escaped quotes over lines", LINES, escape="\\", columns=("id", "text", "n"), rows=400),
     known("escaped commas, no quotes", BARE, escape="\\", columns=("id", "text"), rows=6),
     known("paths that end in a backslash", "id,path\n" + "".join(f'{i},"C:\\dir{i}\\"\n' for i in range(5)),
           columns=("id", "path"), rows=5),
@@ -115,6 +117,7 @@ CORPUS = (
         f"2024-01-0{i} 10:0{i}:00,https://a.org/x?y={i};z=1\n" for i in range(1, 5)), columns=("at", "link")),
     known("years as names", "country,2019,2020,2021\nNL,1,2,3\nNO,4,5,6\nGH,7,8,9\n",
           columns=("country", "2019", "2020", "2021"), rows=3),
+    known("numbered columns", "0,1,2\n5.1,3.5,1\n4.9,3,0\n4.7,3.2,1\n", columns=("0", "1", "2"), rows=3),
     known("a nameless first column", ",x,y\n0,1.5,2\n1,2.5,3\n2,3.5,4\n", columns=("", "x", "y"), rows=3),
     known("blanks after commas", "x, y, z\n1, 2, 3\n4, 5, 6\n7, 8, 9\n", columns=("x", " y", " z"), rows=3),
     known("lists in quotes", "id;tags;n\n" + "".join(f'{i};"a,b|c,d";{i}\n' for i in range(5)),

@@ -194,7 +194,7 @@ CASES = (
         "dialect-marks", f"iris.csv {O} {M} --delimiter ab --quote ü --escape ''", 2,
         ("3 problems", "--delimiter 'ab'", "--quote 'ü'", "--escape ''", "--delimiter tab"),
     ),
-    Bad("dialect-same", f"iris.csv {O} {M} --delimiter ';' --quote ';'", 2, ("are the same character",)),
+    Bad("dialect-same", f"iris.csv {O} {M} --delimiter ';' --quote ';'", 2, ("--delimiter ;", "another")),
     Bad("delimiter-none", f"iris.csv {O} {M} --delimiter none", 2, ("--delimiter none", "tab")),
     Bad("dialect-parquet", f"iris.parquet {O} {M} --skip-lines 1", 2, ("--skip-lines is for CSV", "leave")),
     Bad("dialect-jsonl", f"a.jsonl {O} {M} --header no", 2, ("--header is for CSV", "leave")),

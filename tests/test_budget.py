@@ -17,6 +17,7 @@ import models
 from batchserve import correction, events, ledger, rejects, runner, target, verify
 from batchserve.errors import CrashError, DataError, ModelError, OutputError, UsageError
 from batchserve.events import Event
+from batchserve.inputs.dialect import Dialect
 from batchserve.rejects import Budget
 from workbench import divider, doubler, run, save_model, spawn
 
@@ -466,7 +467,7 @@ def test_a_rejects_file_that_cannot_be_written_leaves_nothing(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(ledger, "lines", broken)
-    files = ledger.Files("id", (), "utf-8")
+    files = ledger.Files("id", (), Dialect())
 
     with pytest.raises(OSError, match="Input/output error"):
         ledger.write(tmp_path / "r.jsonl", files, (), None)  # type: ignore[arg-type]  # nothing is read

@@ -425,6 +425,37 @@ def test_texts_that_are_large_integers_keep_their_digits() -> None:
     assert tensor[0] == 2**53 + 1
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_a_hexadecimal_text_is_no_number(dtype: str) -> None:
+    """0x1F is CAST for integers as for floats; the numbers beside it are read."""
+    tensor, misfits = encoded(pa.array(["9007199254740993", "0x1F", None, "7"]), dtype, "fill", "5")
+
+    assert tensor[[0, 2, 3]].tolist() == [np.dtype(dtype).type(9007199254740993), 5, 7]
+    assert [(m.row, m.kind, m.value) for m in misfits] == [(1, "CAST", "0x1F")]
+
+
+PAST = ("1.5", "9223372036854775808.0", "-9223372036854775809.0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "odd"),
+    [
+        *((pa.string(), odd) for odd in (*PAST, "1e99", "nan(1)")),
+        *((pa.decimal128(38, 1), odd) for odd in PAST),
+    ],
+    ids=str,
+)
+def test_a_misfit_takes_no_digits_off_its_neighbours(kind: pa.DataType, odd: str) -> None:
+    """Large integers reach an int64 input exactly, also beside a number that does not fit."""
+    texts = [str(2**63 - 1), str(-(2**63)), str(2**53 + 1), None, "2.0", odd]
+    column = pa.array(texts if kind == pa.string() else [t and Decimal(t) for t in texts], kind)
+
+    tensor, misfits = encoded(column, "int64", "fill", "7")
+
+    assert tensor[:5].tolist() == [2**63 - 1, -(2**63), 2**53 + 1, 7, 2]
+    assert [(m.row, m.kind, m.value) for m in misfits] == [(5, "RANGE", odd)]
+
+
 @pytest.mark.parametrize("text", NULL_TEXTS)
 def test_texts_that_mean_null_are_nulls_where_a_number_is_wanted(text: str) -> None:
     """Each spelling of null is MISSING in a number column, not a text that is no number."""

@@ -55,7 +55,7 @@ def test_records_keep_the_dialect_of_their_file(delimiter: str, corrector: Corre
 
     found = corrector.retried(corrector.home / "a.csv", {"bad": "7"})
 
-    assert found.to_pylist() == [{"x": "7", "s": "q,;\t| r"}]
+    assert found.to_pylist() == [{"x": 7, "s": "q,;\t| r"}]
 
 
 def test_records_keep_their_folder_source_and_layout(corrector: Corrector) -> None:
@@ -69,8 +69,8 @@ def test_records_keep_their_folder_source_and_layout(corrector: Corrector) -> No
 
     paths = [str(corrector.home / "in" / f"day={day}" / "a.csv") for day in (1, 2)]
     assert found.to_pylist() == [
-        {"x": "7", "s": "q", "z": None, "day": 1, "source_file": paths[0], "source_row": 2},
-        {"x": "7", "s": "r", "z": 1, "day": 2, "source_file": paths[1], "source_row": 1},
+        {"x": 7, "s": "q", "z": None, "day": 1, "source_file": paths[0], "source_row": 2},
+        {"x": 7, "s": "r", "z": 1, "day": 2, "source_file": paths[1], "source_row": 1},
     ]
 
 

@@ -23,7 +23,6 @@ import pq_glue
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from isal import igzip
 from pyarrow import feather
 
 import faults
@@ -201,7 +200,7 @@ class Flaky:
 @contextmanager
 def flaky(trip: Trip, folder: Path) -> Iterator[None]:
     """Let reads of the input in `folder` go through a trip; Arrow's own reads of a file as a whole."""
-    opened, unpacked, file, stored = Path.open, igzip.open, pq.ParquetFile, pa.OSFile
+    opened, file, stored = Path.open, pq.ParquetFile, pa.OSFile
 
     def open_path(path: Path, *given: Any, **more: Any) -> Any:
         if path.parent != folder or not path.name.startswith("in."):
@@ -216,7 +215,6 @@ def flaky(trip: Trip, folder: Path) -> Iterator[None]:
 
     with (
         patch.object(Path, "open", open_path),
-        patch.object(igzip, "open", lambda *given: Flaky(trip, unpacked(*given))),
         patch.object(pa, "OSFile", open_arrow),
         patch.object(parquet, "pq", SimpleNamespace(ParquetFile=open_parquet)),
     ):

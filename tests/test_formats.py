@@ -5,6 +5,8 @@ import gzip
 import io
 import lzma
 import random
+import re
+import zlib
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -440,6 +442,45 @@ def test_a_zstd_frame_with_a_huge_window_is_told_as_such(tmp_path: Path) -> None
         all_rows(path)
 
 
+def member(text: bytes, flags: int) -> bytes:
+    """Pack text into a gzip member whose header has the optional fields of `flags`."""
+    header = bytes([0x1F, 0x8B, 8, flags, 0, 0, 0, 0, 0, 3])
+    header += b"\x06\x00BC\x02\x00\x1b\x00" if flags & 4 else b""
+    header += b"a name\0" if flags & 8 else b""
+    header += b"a comment\0" if flags & 16 else b""
+    header += (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little") if flags & 2 else b""
+    packer = zlib.compressobj(wbits=-15)
+    body = packer.compress(text) + packer.flush()
+    return header + body + zlib.crc32(text).to_bytes(4, "little") + len(text).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("flags", range(0, 32, 2))
+def test_gzip_headers_may_have_any_field(flags: int, tmp_path: Path) -> None:
+    """Names, comments, checksums of headers and extra fields (as block gzip has them) are passed over."""
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(member(TEXT, flags) + member(LINES, flags) * 3)
+
+    assert all_rows(path) == 4 * 3000
+
+
+def test_the_place_of_a_cut_is_told_to_384_kib(tmp_path: Path) -> None:
+    """What was unpacked before a cut is counted, in every codec, though rows are read in larger blocks."""
+    text = TEXT * 20
+    for suffix, pack in PACK.items():
+        path = tmp_path / f"a.csv{suffix}"
+        path.write_bytes(pack(text)[:-9])
+
+        with (
+            pytest.raises(DataError) as refused,
+            records.opened(str(path), codec=packed.SUFFIXES[suffix]) as file,
+        ):
+            records.read_exactly(file, 1 << 22)
+
+        place = int(re.findall(r"after byte ([\d,]+) of", refused.value.message)[0].replace(",", ""))
+        assert len(text) - (384 << 10) <= place + (900_000 if suffix == ".bz2" else 0)
+        assert place <= len(text)
+
+
 def test_pzstd_files_begin_with_a_frame_to_skip(tmp_path: Path, score: Score) -> None:
     """Skippable frames, which parallel packers write, hold no text."""
     skip = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
@@ -605,6 +646,14 @@ KINDS: dict[str, pa.Array] = {
     "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
     "dictionary": pa.array(["a", None]).dictionary_encode(),
     "null": pa.nulls(2),
+    "uuid": pa.array([bytes(range(16)), None], pa.uuid()),
+    "json": pa.array(['{"a": 1}', None], pa.json_()),
+    "tensor": pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.float32(), [2]), pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))
+    ),
+    "list_of_dictionaries": pa.array([["a"], ["b"]], pa.list_(pa.string())).cast(
+        pa.list_(pa.dictionary(pa.int32(), pa.string()))
+    ),
     "nested_decimal": pa.array([[Decimal("1.5")], None], pa.list_(pa.decimal128(5, 1))),
 }
 
@@ -719,3 +768,9 @@ def test_an_absurd_size_is_damage_and_no_want_of_memory() -> None:
     """A size that no machine has is told as damage (65), not as memory that ran out (75)."""
     with pytest.raises(DataError, match="is damaged"), translated("a.arrow"):
         pa.allocate_buffer(1 << 62)
+
+
+def test_what_arrow_cannot_read_is_not_taken_for_damage() -> None:
+    """A file that is whole, but of a kind that Arrow lacks, is told as such."""
+    with pytest.raises(DataError, match=r"a\.parquet: holds what Arrow cannot read"), translated("a.parquet"):
+        raise pa.ArrowNotImplementedError("Nested data conversions")

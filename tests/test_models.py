@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 import batchserve as bs
 import models
-from batchserve import constants, frames, modelfile, proof, report, verify
+from batchserve import constants, frames, modelfile, proof, report, runs, verify
 from batchserve import lists as listing
 from batchserve import model as model_module
 from batchserve.binding import Binding, Feed
@@ -32,6 +32,7 @@ from batchserve.console import summary_lines
 from batchserve.errors import ModelError, NotFoundError
 from batchserve.model import Port, session_for
 from batchserve.nulls import NullPolicy
+from batchserve.predictions import joined
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -300,6 +301,20 @@ def test_inspect_shows_inputs_that_have_a_value(tmp_path: Path) -> None:
 
     assert facts["in  by"] == "tensor(float) []"
     assert facts["opt less"] == "tensor(float) [3]"
+
+
+def test_a_line_with_another_kind_of_list_is_told(tmp_path: Path) -> None:
+    """Fractions after a megabyte of whole numbers are rejects that say how they are read; then they are."""
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"X": [1, 2]}\n' * 100_000 + '{"X": [0.5, 1]}\n')
+    options: Any = {"model": models.echo(tmp_path, "float32", 2), "keep": "none"}
+
+    with pytest.raises(bs.BatchserveError, match=r"in.jsonl:100001: .* is no list<.*--infer full"):
+        bs.score(lines, tmp_path / "out.parquet", **options)
+    report_of = bs.score(lines, tmp_path / "out.parquet", infer="full", **options)
+
+    assert report_of.rows == 100_001
+    assert pq.read_table(tmp_path / "out.parquet")["same"][100_000].as_py() == [0.5, 1.0]
 
 
 def test_json_lines_have_lists_too(tmp_path: Path) -> None:
@@ -603,6 +618,15 @@ def test_a_model_that_fails_on_its_rows_is_told_by_the_plan(tmp_path: Path) -> N
 
     assert error.exit_code == 70
     assert "split_size_sum" in error.message
+
+
+def test_halves_of_other_sizes_are_put_together() -> None:
+    """Halves of a run that lacked memory may give rows of other sizes: they become lists of rows."""
+    whole, halves = np.zeros((2, 3)), [np.zeros((1, 3)), np.ones((1, 2))]
+
+    assert joined([whole, [*halves[0], *halves[1]]])[3].tolist() == [1, 1]
+    assert [row.tolist() for row in runs._both(*halves)] == [[0, 0, 0], [1, 1]]
+    assert runs._both(whole, whole).shape == (4, 3)
 
 
 def test_random_scores_are_found(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_jsonl_rejects_name_the_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     assert "4 of 6 rows" in done.err
     assert "rows.jsonl:2: null in a model column" in done.err
-    assert "rows.jsonl:3: '{\"sepal_length\":' is no JSON" in done.err
+    assert "rows.jsonl:3: '{\"sepal_length\": ' is no JSON" in done.err
     assert "rows.jsonl:5: '[1, 2]' is no JSON object" in done.err
     assert "rows.jsonl:6: 'wide' is no number" in done.err
 

@@ -165,7 +165,7 @@ def test_records_are_what_arrow_reads_as_rows(text: str, dialect: Dialect) -> No
     assert None not in alone
     width = len(alone[0] or ()) if alone else 0
     widths = quotes.of(dialect).widths(whole, edges[:-1])
-    assert widths is None or widths.tolist() == [len(row or ()) for row in alone]
+    assert widths.tolist() == [len(row or ()) for row in alone]
 
     if len(alone) > 0 and all(row is not None and len(row) == width for row in alone):
         assert arrow_rows(whole, width, dialect) == alone

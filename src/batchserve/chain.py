@@ -5,9 +5,9 @@ each slice of a file starts exactly where the slice before it stopped.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from batchserve.inputs import TEXT_FORMATS, Partition
+from batchserve.inputs import OPEN_END, TEXT_FORMATS, Partition
 from batchserve.outputs import Amendment, Receipt
 
 
@@ -44,6 +44,11 @@ def amendments(partitions: Sequence[Partition], receipts: dict[int, Receipt]) ->
 def rejected(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> int:
     """Return the rejects so far, as far as receipts can be trusted yet."""
     return sum(receipts[p.index].facts.rows_rejected for p in _trusted(partitions, receipts))
+
+
+def is_cut_short(receipts: Iterable[Receipt]) -> bool:
+    """Whether some file was not read to its end, as a record in it does not end."""
+    return any(stop >= OPEN_END for receipt in receipts for _, stop in receipt.facts.extents)
 
 
 def _trusted(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> list[Partition]:

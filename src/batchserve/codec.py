@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchserve import lists
+from batchserve import casts, lists
 from batchserve.binding import Binding, Feed, is_text
 from batchserve.model import Tensor
 from batchserve.nulls import NullPolicy
@@ -228,6 +229,8 @@ def _column_tensor(
         return _strings(column, name, policy, misfits)
     if is_text(column.type):
         column = _parsed(column, name, dtype, misfits)
+    if pa.types.is_decimal(column.type):
+        column = _from_decimals(column, name, dtype, misfits)
     if pa.types.is_null(column.type):
         column = column.cast(pa.float64())
     if column.null_count == 0:
@@ -269,23 +272,68 @@ def _strings(column: pa.Array, name: str, policy: NullPolicy, misfits: list[Misf
 def _parsed(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfit]) -> pa.Array:
     """Read a text column as numbers; a text that is none becomes null and a CAST misfit."""
     column = without_null_texts(column)
+    if dtype.kind in "iu" and not _has_hexadecimals(column):
+        with suppress(pa.ArrowInvalid):
+            return column.cast(pa.from_numpy_dtype(dtype))
     try:
-        return _numbers(column, dtype)
+        numbers = column.cast(pa.float64())
     except pa.ArrowInvalid:
-        texts = column.to_pylist()
+        column, numbers = _without_words(column, name, misfits), None
+    if dtype.kind in "iu":
+        return _integers(column.to_pylist(), name, dtype, misfits)
+    return column.cast(pa.float64()) if numbers is None else numbers
+
+
+_HEXADECIMAL = pc.MatchSubstringOptions("[xX]")
+
+
+def _has_hexadecimals(texts: pa.StringArray) -> bool:
+    """Whether some text has an x: Arrow reads 0x1F as an integer, and as no double."""
+    return bool(pc.any(pc.match_substring_regex(texts, options=_HEXADECIMAL)).as_py())
+
+
+def _without_words(column: pa.StringArray, name: str, misfits: list[Misfit]) -> pa.StringArray:
+    texts = column.to_pylist()
     for row, text in enumerate(texts):
         if text is not None and number_or_none(text) is None:
             misfits.append(Misfit(row, name, "CAST", text, "is no number"))
             texts[row] = None
-    return _numbers(pa.array(texts, pa.string()), dtype)
+    return pa.array(texts, pa.string())
 
 
-def _numbers(texts: pa.StringArray, dtype: np.dtype[Any]) -> pa.Array:
-    """Read texts as integers where the model wants some: a double would cut digits off large ones."""
-    if dtype.kind in "iu":
-        with suppress(pa.ArrowInvalid):
-            return texts.cast(pa.from_numpy_dtype(dtype))
-    return texts.cast(pa.float64())
+def _integers(
+    values: Sequence[str | Decimal | None], name: str, dtype: np.dtype[Any], misfits: list[Misfit]
+) -> pa.Array:
+    """Read texts or decimals as integers one by one: a double would cut digits off large ones."""
+    limits = np.iinfo(dtype)
+    found = [None if value is None else _whole(value) for value in values]
+    for row, (value, number) in enumerate(zip(values, found, strict=True)):
+        if value is not None and (number is None or not limits.min <= number <= limits.max):
+            misfits.append(Misfit(row, name, "RANGE", str(value), f"does not fit in {dtype.name}"))
+            found[row] = None
+    return pa.array(found, pa.from_numpy_dtype(dtype))
+
+
+def _whole(value: str | Decimal) -> int | None:
+    """Return a number of at most 20 digits as an integer; None where it is none."""
+    try:
+        number = Decimal(value)
+    except InvalidOperation:  # "nan(1)"
+        return None
+    small = number.is_finite() and abs(number) < _PAST_ALL
+    return int(number) if small and number == number.to_integral_value() else None
+
+
+_PAST_ALL = 10**20
+
+
+def _from_decimals(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Misfit]) -> pa.Array:
+    if dtype.kind not in "iu":
+        return column.cast(pa.float64())
+    try:
+        return column.cast(pa.from_numpy_dtype(dtype))
+    except pa.ArrowInvalid:
+        return _integers(column.to_pylist(), name, dtype, misfits)
 
 
 def number_or_none(text: str | None) -> float | None:
@@ -304,81 +352,16 @@ def number_or_none(text: str | None) -> float | None:
 def _cast(
     column: pa.Array, name: str, dtype: np.dtype[Any], found: _Found, valid: NDArray[np.bool_] | None = None
 ) -> Tensor:
-    if pa.types.is_decimal(column.type):
-        column = column.cast(pa.float64())
     source = raw_values(column)
     if source.dtype == dtype:
         return source
     with np.errstate(over="ignore", invalid="ignore"):
         tensor: Tensor = source.astype(dtype)
-        lost = _lost(source, tensor)
+        lost = casts.lost(source, tensor)
     if lost is not None and lost.any():
         reason = f"does not fit in {dtype.name}"
         rows = np.flatnonzero(lost)
         found.misfits += [Misfit(int(row), name, "RANGE", str(source[row]), reason) for row in rows]
-    if count := _rounded(source, tensor, valid):
+    if count := casts.rounded(source, tensor, valid):
         found.rounded[name] += count
     return tensor
-
-
-def exact_integers(source: np.dtype[Any], target: np.dtype[Any]) -> int | None:
-    """Return up to which integer a float type holds all of an integer type; None if all are held.
-
-    Example:
-        >>> exact_integers(np.dtype("int64"), np.dtype("float32"))
-        16777216
-    """
-    if source.kind not in "iu" or target.kind != "f":
-        return None
-    limit = 2 ** (np.finfo(target).nmant + 1)
-    return limit if np.iinfo(source).max > limit else None
-
-
-def number_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
-    """Return the numpy dtype of a column of numbers, or of the numbers in its lists; else None."""
-    kind = lists.element_of(kind)
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if pa.types.is_decimal(kind):
-        return np.dtype("float64")
-    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return np.dtype(kind.to_pandas_dtype()) if plain else None
-
-
-def _rounded(source: Tensor, tensor: Tensor, valid: NDArray[np.bool_] | None) -> int:
-    """Count integers that changed their value; two passes over small ones, three where some are large."""
-    limit = exact_integers(source.dtype, tensor.dtype)
-    if limit is None or not len(source) or (source.max() <= limit and source.min() >= -limit):
-        return 0
-    with np.errstate(invalid="ignore", over="ignore"):
-        past_the_end = tensor >= float(int(np.iinfo(source.dtype).max) + 1)
-        changed = (tensor.astype(source.dtype) != source) | past_the_end
-    if valid is not None:
-        changed &= valid
-    return int(np.count_nonzero(changed & np.isfinite(tensor)))
-
-
-def _has_range(floats: np.dtype[Any], source: np.dtype[Any]) -> bool:
-    """Whether no number of `source` is infinite as a float of this type."""
-    if source.kind == "f":
-        return source.itemsize < floats.itemsize
-    return floats != np.float16 or np.can_cast(source, floats)
-
-
-def _lost(source: Tensor, tensor: Tensor) -> NDArray[np.bool_] | None:
-    """Return where a cast overflowed or cut a fraction off; rounding to a float is no loss."""
-    lost: NDArray[np.bool_]
-    if tensor.dtype.kind == "f":
-        if _has_range(tensor.dtype, source.dtype):
-            return None
-        lost = np.isinf(tensor)
-        return lost & np.isfinite(source) if lost.any() else None
-    if tensor.dtype == bool:
-        return None if source.dtype == bool else (source != 0) & (source != 1)
-    limits = np.iinfo(tensor.dtype)
-    if source.dtype.kind == "f":
-        wide = source.astype(np.float64)
-        within = (wide >= float(limits.min)) & (wide < float(limits.max) + 1) & (np.trunc(wide) == wide)
-        lost = ~within
-        return lost
-    lost = (source < int(limits.min)) | (source > int(limits.max))
-    return lost

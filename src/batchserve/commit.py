@@ -214,7 +214,7 @@ def write_rejects(
 ) -> ledger.Ledger:
     """Write the rejects of all parts to the new file `path`, after the lines `before`."""
     done = [(plan.partitions[receipt.partition], receipt) for receipt in receipts]
-    files = ledger.Files(plan.plan_id, plan.sources, plan.recipe.reading.dialect.encoding)
+    files = ledger.Files(plan.plan_id, plan.sources, plan.recipe.reading.dialect)
     return ledger.write(path, files, done, space, before)
 
 

@@ -16,8 +16,8 @@ from batchserve.config import Job
 from batchserve.errors import DataError, NotFoundError, UsageError, raise_all
 from batchserve.events import Listener
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Layout
-from batchserve.inputs.csv import text_fields
 from batchserve.inputs.dialect import COMMON
+from batchserve.inputs.parsing import text_fields
 from batchserve.planning import Plan
 from batchserve.rejects import Line
 from batchserve.report import Report, shortest

@@ -214,14 +214,18 @@ def _pandas(table: pa.Table) -> "pd.DataFrame":
     return frame
 
 
-def described(path: str) -> dict[str, str]:
+def described(path: str, custom_ops: str | None = None) -> dict[str, str]:
     """Return what a model takes and gives, in words.
+
+    Args:
+        path: The model's file.
+        custom_ops: Library of custom operators that it needs, or None.
 
     Raises:
         NotFoundError: There is no such file.
         ModelError: It is no model that onnxruntime runs.
     """
-    spec = identify(path)
+    spec = identify(path, custom_ops=custom_ops)
     signature = session_for(spec).signature()
     facts = {"sha256": spec.sha256}
     facts |= {f"in  {port.name}": str(port).partition(": ")[2] for port in signature.inputs}

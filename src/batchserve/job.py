@@ -37,7 +37,7 @@ from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan, Problems
 from batchserve.rejects import Budget
-from batchserve.report import Report, dialect_note, rejected, shortest, where
+from batchserve.report import Report, cut_short, dialect_note, rejected, shortest, where
 from batchserve.runner import Runner
 from batchserve.storage import translated, translated_writing
 from batchserve.target import Target
@@ -245,7 +245,8 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
             ordered = _sound(made, space, receipts, running, listener)
         _check_unchanged(made, found)
         rejected = sum(receipt.facts.rows_rejected for receipt in ordered)
-        if not budget.allows(rejected, sum(receipt.facts.rows_in for receipt in ordered)):
+        within = budget.allows(rejected, sum(receipt.facts.rows_in for receipt in ordered))
+        if not within or chain.is_cut_short(ordered):  # rows that nobody saw are in no budget
             raise _refused(made, found, space, receipts)
         listener.on(events.Publishing(parts=len(ordered)))
         overwrite = job.when_exists == "overwrite"
@@ -420,6 +421,8 @@ def _refused(made: Plan, found: Target, space: Workspace, receipts: dict[int, Re
         storage.replace(temporary, path)
     workspace.refuse(space)
     rows_in = sum(receipt.facts.rows_in for receipt in ordered)
+    if chain.is_cut_short(ordered):
+        return cut_short(kept, path, rows_in)
     return rejected(kept, path, rows_in, len(made.partitions) - len(ordered))
 
 

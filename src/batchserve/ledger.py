@@ -11,6 +11,7 @@ from pathlib import Path
 
 from batchserve import storage
 from batchserve.inputs import Partition, Source
+from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.records import LineCounter
 from batchserve.outputs import REJECTS_MODE, PartReject, Receipt, RejectsFile, Workspace
 from batchserve.rejects import Line, Reject, RejectClass, RejectGroup
@@ -27,7 +28,7 @@ class Files:
     plan_id: str
     """Put into every line: it says whose rejects they are."""
     sources: Sequence[Source]
-    encoding: str
+    dialect: Dialect
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def lines(files: Files, done: Sequence[Done], space: Workspace) -> Iterator[Line
             path = reject.place.path
             offset = reject.place.byte_offset
             if offset is not None and path not in counters:
-                counters[path] = LineCounter(path, codec=codecs[path], encoding=files.encoding)
+                counters[path] = LineCounter(path, codec=codecs[path], dialect=files.dialect)
             yield Line(
                 plan_id=files.plan_id, file=path, record=bases[slice_] + reject.place.record + 1,
                 line=None if offset is None else counters[path].line_of(offset), byte_offset=offset,

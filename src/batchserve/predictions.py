@@ -107,7 +107,7 @@ def joined(runs: Sequence[Any]) -> Any:
         >>> joined([np.zeros((1, 2)), np.ones((1, 2))]).shape
         (2, 2)
     """
-    if isinstance(runs[0], list) or len({run.shape[1:] for run in runs}) > 1:
+    if any(isinstance(run, list) for run in runs) or len({run.shape[1:] for run in runs}) > 1:
         return [row for run in runs for row in run]
     return runs[0] if len(runs) == 1 else np.concatenate(runs)
 

@@ -51,8 +51,8 @@ def shown(raw: bytes) -> str:
     r"""Return the start of a record as text, bytes that are not UTF-8 as `\xNN`.
 
     Example:
-        >>> shown(b"caf\xe9,1\n")
-        'caf\\xe9,1'
+        >>> shown(b"na\xefve,1\n")
+        'na\\xefve,1'
     """
     return raw[:RAW_BYTES].decode("utf-8", "backslashreplace").rstrip("\r\n")
 

@@ -2,6 +2,7 @@
 
 import html
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from batchserve import inputs, workspace
 from batchserve.binding import Feed
-from batchserve.codec import exact_integers, number_dtype
+from batchserve.casts import exact_integers, number_dtype
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
@@ -141,18 +142,35 @@ def rejected(kept: Ledger, path: Path, rows_in: int, partitions_left: int) -> Da
     lines = [f"{rows:,} of {rows_in:,} rows cannot be scored; nothing was published"]
     if partitions_left:
         lines.append(f"  stopped there: {partitions_left:,} partitions were not looked at")
-    for group in kept.groups:
-        name = f"{group.kind} {group.column}".rstrip()
-        lines.append(f"  {name}: {group.rows:,} row{'s' * (group.rows != 1)}")
-        lines += [f"    {_shown(example)}" for example in group.examples]
-    lines.append(f"  every one is in {file}")
+    lines += [*_grouped(kept), f"  every one is in {file}"]
     goes_on = "goes on with the other rows" if partitions_left else "publishes the other rows at once"
     ways = [f"--max-errors {rows} {goes_on}", *dict.fromkeys(map(_way_on, kept.groups))]
     return DataError("\n".join(lines), "; or ".join(ways))
 
 
+def cut_short(kept: Ledger, path: Path, rows_in: int) -> DataError:
+    """Build the error of a run that met a record that does not end: what follows it is not known.
+
+    Args:
+        kept: The rejects.
+        path: Where they were written.
+        rows_in: Rows that were read.
+    """
+    first = f"{kept.file.rows:,} of {rows_in:,} rows cannot be scored; nothing was published"
+    why = "  one of them does not end: rows after it are unknown, so no --max-errors allows for them"
+    message = "\n".join([first, *_grouped(kept), why, f"  every one is in {shortest(str(path))}"])
+    return DataError(message, "close its quote, or say how the file is written: --quote none")
+
+
+def _grouped(kept: Ledger) -> Iterator[str]:
+    for group in kept.groups:
+        name = f"{group.kind} {group.column}".rstrip()
+        yield f"  {name}: {group.rows:,} row{'s' * (group.rows != 1)}"
+        yield from (f"    {_shown(example)}" for example in group.examples)
+
+
 def _shown(line: Line) -> str:
-    value = line.value or (line.raw.strip() if line.kind == "PARSE" else "")
+    value = line.value or (line.raw if line.kind == "PARSE" else "")
     short = f"{value[:_SHOWN_CHARACTERS]}…" if len(value) > _SHOWN_CHARACTERS else value
     return f"{shortest(line.file)}{_at(line)}: {repr(short) + ' ' if value else ''}{line.reason}"
 
@@ -183,8 +201,8 @@ def where(place: Place, made: Plan) -> str:
     if place.byte_offset is None:
         return shortest(place.path)
     codec = next((source.codec for source in made.sources if source.path == place.path), None)
-    encoding = made.recipe.reading.dialect.encoding
-    line = LineCounter(place.path, codec=codec, encoding=encoding).line_of(place.byte_offset)
+    dialect = made.recipe.reading.dialect
+    line = LineCounter(place.path, codec=codec, dialect=dialect).line_of(place.byte_offset)
     return f"{shortest(place.path)}:{line}"
 
 

@@ -66,4 +66,6 @@ class Runs:
 
 
 def _both(first: Any, second: Any) -> Any:
-    return first + second if isinstance(first, list) else np.concatenate((first, second))
+    if isinstance(first, list) or isinstance(second, list) or first.shape[1:] != second.shape[1:]:
+        return [*first, *second]
+    return np.concatenate((first, second))

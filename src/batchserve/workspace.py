@@ -3,8 +3,10 @@
 State is derived from files alone: the plan, parts, and the receipts that make parts count.
 """
 
+import errno
 import re
 import shlex
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +25,8 @@ REFUSED_FILE = "refused"
 """Says that the run is over and nothing was published: too many rows were rejected."""
 LOCK_FILE = "lock"
 LOCK_WAIT_S = 5.0
+_LATE_S = 10.0
+_POLL_S = 0.05
 _BRIEF_CHARS = 60
 _RECEIPT = re.compile(r"p\d{6}(-from\d+)?\.json")
 
@@ -132,12 +136,17 @@ def discard(folder: Path) -> None:
 
     The plan goes first: parts without a plan belong to nobody.
     """
+    give_up = time.monotonic() + _LATE_S
     with translated(folder):
-        try:
-            storage.remove_tree(folder, first=[PLAN_FILE])
-        except OSError:
-            if storage.disk.names(folder) != [LOCK_FILE]:
-                raise  # else somebody waits for the lock: who has it last, removes it
+        while True:
+            try:
+                return storage.remove_tree(folder, first=[PLAN_FILE])
+            except OSError as error:
+                if storage.disk.names(folder) == [LOCK_FILE]:
+                    return None  # somebody waits for the lock: who has it last, removes it
+                if error.errno != errno.ENOTEMPTY or time.monotonic() > give_up:
+                    raise
+                time.sleep(_POLL_S)  # an attempt that nobody needs any more is still writing
 
 
 def clean(found: Target) -> int | None:

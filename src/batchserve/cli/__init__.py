@@ -159,6 +159,7 @@ def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     header: flags.Header = None,
     skip_lines: flags.SkipLines = None,
     encoding: flags.Encoding = None,
+    custom_ops: flags.CustomOps = None,
     debug: flags.Debug = None,
 ) -> None:
     """Show what a model takes and gives, or what a data file holds.
@@ -168,12 +169,13 @@ def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     from batchserve import console, survey
 
     if survey.is_data(file):
-        said = {name: value for name, value in ctx.params.items() if value is not None and name != "file"}
+        others = {"file", "custom_ops"}
+        said = {name: value for name, value in ctx.params.items() if value is not None and name not in others}
         console.table(file, survey.described(file, **said))
         return
     from batchserve import frames
 
-    console.table(file, frames.described(file))
+    console.table(file, frames.described(file, custom_ops))
 
 
 @app.command()

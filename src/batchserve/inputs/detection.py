@@ -7,6 +7,7 @@ whose rows are most alike and whose fields look most like data.
 
 import csv
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from batchserve.inputs.dialect import NONE, Asked, Dialect, Found, LineEnd
 
 HEAD_BYTES = 64 << 10
 _ROWS = 100
-_DETECTOR_CHARACTERS = 16_000
+_LOOKED_AT_CHARACTERS = 16_000
 _DELIMITERS = ",;\t|"
 _RARE_DELIMITERS = ": ^~"
 _ALIKE = 0.9
@@ -72,7 +73,8 @@ def find(head: bytes, encoding: str, asked: Asked) -> Found:
         skip_lines=(asked.skip_lines or 0) + preamble, encoding=encoding,
     )  # fmt: skip
     dialect = dialect.model_copy(update={"line_end": _line_end(body, dialect)})
-    return Found(dialect=dialect, sure=surely and told, said=asked.said)
+    fits = len(rows) == first or len(rows[first].fields) == _width(rows[first:])
+    return Found(dialect=dialect, sure=surely and told and fits, said=asked.said)
 
 
 def _text(head: bytes, dialect: Dialect) -> str:
@@ -158,15 +160,22 @@ _ESCAPES = re.compile(r"\\[,;|\t]|\\\"(?=[^\",;|\t\s])")
 def _common(text: str, asked: Asked) -> _Marks | None:
     """Return the marks of the common CSV, with what the user said, if the first rows fit them."""
     marks = _as_asked(asked, _Marks(",", '"', None))
-    unlike = (asked.escape is None and _ESCAPES.search(text)) or (
-        asked.quote is None and re.search(rf"(?m)(^|{re.escape(marks.delimiter)})'[^'\n]*'(?=\W|$)", text)
-    )
+    if _is_unlike(text[:_LOOKED_AT_CHARACTERS], marks, asked):
+        return None
     rows = _rows(text, marks)
-    if unlike or not _is_common(rows):
+    if not _is_common(rows):
         return None
     if asked.delimiter is None and _may_be_of_another(rows):
         return None
     return marks
+
+
+def _is_unlike(text: str, marks: _Marks, asked: Asked) -> bool:
+    """Whether there are escape characters or single quotes that nobody said anything of."""
+    if asked.escape is None and _ESCAPES.search(text):
+        return True
+    single = rf"(?m)(^|{re.escape(marks.delimiter)})'[^'\n]*'(?=\W|$)"
+    return asked.quote is None and bool(re.search(single, text))
 
 
 def _is_common(rows: Sequence[_Row]) -> bool:
@@ -208,15 +217,22 @@ def _told_by_detector(text: str, delimiters: list[str]) -> _Marks | None:
     """Return what CleverCSV says, or None if it does not know or sees one column."""
     from clevercsv.detect import Detector
 
-    sample = "".join(text[:_DETECTOR_CHARACTERS].splitlines(keepends=True)[:_ROWS])
     try:
-        found = Detector().detect(sample, delimiters=delimiters)
+        found = Detector().detect(_sample(text), delimiters=delimiters)
     except Exception:  # noqa: BLE001  it is asked about any text there is; a guess may fail
         return None
     if found is None or found.delimiter not in delimiters:
         return None
     quote = "'" if found.quotechar == "'" else '"'
     return _Marks(found.delimiter, quote, "\\" if found.escapechar == "\\" else None)
+
+
+def _sample(text: str) -> str:
+    """Return the first lines, up to one that closes the quotes before it."""
+    lines = text[:_LOOKED_AT_CHARACTERS].splitlines(keepends=True)[:_ROWS]
+    open_ = [count % 2 for count in itertools.accumulate(line.count('"') for line in lines)]
+    closed = next((i for i in range(len(lines), len(lines) // 2, -1) if not open_[i - 1]), len(lines))
+    return "".join(lines[:closed])
 
 
 def _width(rows: Sequence[_Row]) -> int:
@@ -265,6 +281,7 @@ def _mean(flags: Sequence[bool]) -> float:
 
 _NUMBER = re.compile(r"\s*[+-]?(\d[\d.,' ]*|\.\d+)([eE][+-]?\d+)?\s*%?\s*")
 _DATE = re.compile(r"\s*\d{1,4}[-/.:]\d{1,2}([-/.: T]\d{1,4}.*)?")
+_JUDGED_ROWS = 30
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?"}
 
 
@@ -274,7 +291,7 @@ def _has_header(rows: Sequence[_Row]) -> tuple[bool, bool]:
     A name over values is a header; a value over values is none. Where all is text, a first row
     whose texts do not come again is taken for names.
     """
-    first, *others = rows or [_Row(0, [])]
+    first, *others = rows[:_JUDGED_ROWS] or [_Row(0, [])]
     body = [row.fields for row in others if len(row.fields) == len(first.fields)]
     if not body:
         valued = bool(first.fields) and all(map(_is_value, first.fields))
@@ -284,8 +301,10 @@ def _has_header(rows: Sequence[_Row]) -> tuple[bool, bool]:
     columns = list(zip(first.fields, zip(*body, strict=True), strict=True))
     typed = [name for name, values in columns if _are_values(values) and not _is_missing(name)]
     valued_names = [name for name in typed if _is_value(name)]
+    if typed and _count_on(typed):
+        return True, False
     if typed:
-        return len(valued_names) < len(typed) or _are_years(typed), len(valued_names) in {0, len(typed)}
+        return len(valued_names) < len(typed), len(valued_names) in {0, len(typed)}
     again = any(name in values for name, values in columns if name)
     return not again, not again
 
@@ -305,9 +324,13 @@ def _are_values(texts: Sequence[str]) -> bool:
     return bool(values) and others <= (len(values) + 1) // 4
 
 
-def _are_years(names: Sequence[str]) -> bool:
-    """Whether names that are numbers count on by one, as years over columns do."""
-    if len(names) < 2 or not all(re.fullmatch(r"(1[89]|20)\d\d", name) for name in names):  # noqa: PLR2004
+def _count_on(names: Sequence[str]) -> bool:
+    """Whether names that are numbers count on by one: years over columns, or 0, 1, 2 as pandas writes."""
+    if len(names) < 2 or not all(re.fullmatch(r"(1[89]|20)\d\d|\d{1,3}", name) for name in names):  # noqa: PLR2004
         return False
-    years = list(map(int, names))
-    return years == list(range(years[0], years[0] + len(years)))
+    first = int(names[0])
+    likely = first == 0 or first > _FIRST_YEAR
+    return likely and list(map(int, names)) == list(range(first, first + len(names)))
+
+
+_FIRST_YEAR = 1799

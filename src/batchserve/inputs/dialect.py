@@ -1,6 +1,7 @@
 """How a text file is written: what separates and quotes its fields, where its rows begin."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
@@ -71,7 +72,8 @@ def shown(character: str) -> str:
 COMMON = Dialect()
 
 
-class Asked(BaseModel, frozen=True):
+@dataclass(frozen=True)
+class Asked:
     """What the user says of the dialect; None where it is to be found."""
 
     delimiter: str | None = None
@@ -99,9 +101,9 @@ class Asked(BaseModel, frozen=True):
             encoding=encodings.named(job.encoding) if job.encoding else None,
         )
         if job.format == "tsv" and not asked.delimiter:
-            asked = asked.model_copy(update={"delimiter": "\t"})
+            asked = replace(asked, delimiter="\t")
         if asked.escape == (asked.quote or '"'):  # a quote that escapes a quote is a doubled one
-            asked = asked.model_copy(update={"escape": NONE})
+            asked = replace(asked, escape=NONE)
         raise_all(list(asked.problems()))
         return asked
 
@@ -114,11 +116,9 @@ class Asked(BaseModel, frozen=True):
                 yield UsageError(f"--{name} {text!r}: is not one ASCII character", _CHARACTERS[name])
         if self.delimiter == NONE:
             yield UsageError("--delimiter none: fields need one", _CHARACTERS["delimiter"])
-        same = [name for name, text in characters.items() if list(characters.values()).count(text) > 1]
-        if "delimiter" in same:
-            yield UsageError(
-                f"--{' and --'.join(same)} are the same character", "say another for one of them"
-            )
+        if self.delimiter and self.delimiter in {self.quote or '"', self.escape}:
+            message = f"--delimiter {self.delimiter}: quotes or escapes texts, too"
+            yield UsageError(message, "say another for one of them, or --quote none")
 
     def misplaced(self, kind: str, *allowed: str) -> Iterator[BatchserveError]:
         """Give a problem for what the user said and files of this kind do not have."""
@@ -130,7 +130,7 @@ class Asked(BaseModel, frozen=True):
     @property
     def said(self) -> tuple[str, ...]:
         """The names of what the user says."""
-        return tuple(self.model_dump(exclude_none=True))
+        return tuple(name for name, value in asdict(self).items() if value is not None)
 
 
 NONE = "none"
@@ -142,7 +142,8 @@ _CHARACTERS = {
 }
 
 
-class Found(BaseModel, frozen=True):
+@dataclass(frozen=True)
+class Found:
     """The dialect of a job's files, and how it is known."""
 
     dialect: Dialect

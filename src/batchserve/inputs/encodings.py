@@ -48,16 +48,6 @@ def named(name: str) -> str:
     return UTF_8 if found in {"utf-8", "utf-8-sig", "ascii"} else found
 
 
-def shown(name: str) -> str:
-    """Return an encoding as people write it.
-
-    Example:
-        >>> shown("utf-8"), shown("cp1252")
-        ('UTF-8', 'cp1252')
-    """
-    return name.upper() if name.startswith("utf") else name
-
-
 def marked(head: bytes) -> str | None:
     """Return the encoding that the first bytes of a file name by a mark, or None.
 
@@ -66,6 +56,16 @@ def marked(head: bytes) -> str | None:
         ('utf-16', None)
     """
     return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+
+
+def shown(name: str) -> str:
+    """Return the name of an encoding as people write it.
+
+    Example:
+        >>> shown("utf-16"), shown("cp1252")
+        ('UTF-16', 'cp1252')
+    """
+    return name.upper() if name.startswith("utf") else name
 
 
 @lru_cache

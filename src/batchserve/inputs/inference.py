@@ -102,7 +102,7 @@ _ODD = r"[1-9][0-9.]{18}|[1-9][0-9]{17}|[eE]\+?[0-9]{3}"
 def _odd(dialect: Dialect, *, doubles: bool) -> pc.MatchSubstringOptions:
     """Return what finds a field that starts like a number nobody would write back so."""
     marks = [dialect.delimiter, dialect.quote or ""]
-    start = rf"(^|[\n\r{re.escape(''.join(marks))}])(0[0-9]|[+ ]|-0)"
+    start = rf"(^|[\n\r{re.escape(''.join(marks))}])(-?0[0-9xX]|[+ ]|-0)"
     return pc.MatchSubstringOptions(f"{start}|{_ODD}" if doubles else start)
 
 

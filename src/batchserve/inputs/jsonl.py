@@ -30,6 +30,7 @@ from batchserve.inputs import (
 )
 from batchserve.inputs.dialect import Dialect, Found
 from batchserve.inputs.inference import named_types
+from batchserve.lists import is_list
 from batchserve.rejects import Place
 
 _REFUSED = (pa.ArrowInvalid, UnicodeDecodeError)
@@ -274,6 +275,10 @@ def _judged(field: pa.Field, value: Any, place: Place, reading: Reading) -> Faul
     whole = pa.types.is_integer(field.type) and field.name not in reading.fixed
     if whole and isinstance(value, float):
         return TypeMisfit(field.name, place, str(value), becomes="double")
+    if is_list(field.type):
+        return Fault(
+            "CAST", field.name, str(value), f"is no {field.type}; --infer full reads every line first"
+        )
     if field.name in reading.numeric and number_or_none(str(value)) is None:
         return Fault("CAST", field.name, str(value), "is no number")
     reason = f"is no {field.type}; --type {field.name}=TYPE or --infer full decides otherwise"

@@ -44,6 +44,9 @@ def translated(path: str, place: Callable[[], str] = str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise from_os(OSError(error.errno, os.strerror(error.errno)), path) from error
+        if isinstance(error, pa.ArrowNotImplementedError):
+            message = f"{path}: holds what Arrow cannot read{place()} ({error})"
+            raise DataError(message, "write the file without it") from error
         message = f"{path}: is damaged or cut off{place()} ({error})"
         raise DataError(message, "fetch the file again") from error
 
@@ -128,7 +131,17 @@ def sample(heads: Iterator[pa.RecordBatch], sampled: Sequence[Source], agreed: A
 def _head(source: Source) -> pa.RecordBatch:
     with opened(source.path, lambda: f" in its first {SAMPLE_ROWS:,} rows") as file:
         empty = empty_batch(plain(file.schema_arrow, source.path))
-        return next(file.iter_batches(_few_rows(file, SAMPLE_ROWS, 1), use_threads=False), empty)
+        rows = _few_rows(file, SAMPLE_ROWS, 1)
+        return next(_batches(file, range(file.num_row_groups), None, rows), empty)
+
+
+def _batches(
+    file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None, rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Stream row groups; apart where one has a dictionary in a list or struct: Arrow cannot join those."""
+    apart = any(pa.types.is_nested(f.type) and "dictionary<" in str(f.type) for f in file.schema_arrow)
+    for run in [[i] for i in groups] if apart else [list(groups)]:
+        yield from file.iter_batches(rows, row_groups=run, columns=columns, use_threads=False)
 
 
 def _few_rows(file: pq.ParquetFile, rows: int, unit: int) -> int:
@@ -163,8 +176,7 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     with opened(part.path, lambda: f" after row {base:,}") as file:
         stated = part.first_record + sum(file.metadata.row_group(i).num_rows for i in groups)
         rows = _few_rows(file, max(1, LEAST_BATCH_ROWS // unit) * unit, unit)
-        batches = file.iter_batches(rows, row_groups=groups, columns=list(reading.columns), use_threads=False)
-        for batch in batches:
+        for batch in _batches(file, groups, list(reading.columns), rows):
             yield Block(named(batch, reading.columns), part.path)
             base += batch.num_rows
     if base != stated:

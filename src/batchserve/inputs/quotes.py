@@ -19,6 +19,7 @@ _NEWLINE, _RETURN = 10, 13
 _WINDOW_BYTES = 256 << 10
 
 Positions = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 class Records:
@@ -41,14 +42,19 @@ class Records:
         return (*self._delimiter, _NEWLINE, _RETURN, *self._quote)
 
     @cached_property
-    def _record(self) -> re.Pattern[bytes]:
-        """One record, as Arrow's state machine reads it."""
+    def _field(self) -> re.Pattern[bytes]:
+        """One field, as Arrow's state machine reads it."""
         quote, escape, delimiter = map(re.escape, (self._quote, self._escape, self._delimiter))
         escaped = rb"|" + escape + rb"." if escape else b""
         plain = rb"(?:[^" + delimiter + escape + rb"\r\n]++" + escaped + rb")*+"
         body = rb"(?:[^" + quote + escape + rb"]++|" + quote * 2 + escaped + rb")*+"
         opened = rb"(?:" + quote + body + quote + rb"|(?!" + quote + rb"))" if quote else b""
-        field = opened + plain
+        return re.compile(opened + plain, re.DOTALL)
+
+    @cached_property
+    def _record(self) -> re.Pattern[bytes]:
+        """One record and its end."""
+        field, delimiter = self._field.pattern, re.escape(self._delimiter)
         end = rb"(?:\r\n|\n|\r)" if self._terminator == b"\n" else rb"[\r\n]"
         line = rb"(?:" + field + delimiter + rb")*+" + field + end
         return re.compile(line, re.DOTALL)
@@ -79,19 +85,22 @@ class Records:
         found = _without(_found(data, marks), escaped)
         return found[np.searchsorted(quotes, found) % 2 == 0] if quotes.size else found
 
-    def _escaped(self, data: NDArray[np.uint8]) -> Positions:
-        """Return the bytes whose meaning is taken by an escape character before them.
+    def _escaped(self, data: NDArray[np.uint8]) -> Flags | None:
+        """Say of each byte whether an escape character before it takes its meaning; None if there is none.
 
         In a row of escape characters every second one is itself escaped.
         """
         escapes = _found(data, self._escape)
-        starts = np.diff(escapes, prepend=-2) > 1
+        if not escapes.size:
+            return None
         place = np.arange(escapes.size)
-        since_start = place - np.maximum.accumulate(np.where(starts, place, 0)) if escapes.size else place
-        escaped: Positions = escapes[since_start % 2 == 0] + 1
+        is_first = np.diff(escapes, prepend=-2) > 1
+        since_first = place - np.maximum.accumulate(np.where(is_first, place, 0))
+        escaped = np.zeros(data.size + 1, dtype=bool)
+        escaped[escapes[since_first % 2 == 0] + 1] = True
         return escaped
 
-    def _well_formed(self, data: NDArray[np.uint8], quotes: Positions, escaped: Positions) -> bool:
+    def _well_formed(self, data: NDArray[np.uint8], quotes: Positions, escaped: Flags | None) -> bool:
         """Whether every second quote opens a field or doubles the one before it.
 
         Then counting quotes tells inside from outside exactly as Arrow's state machine does;
@@ -100,7 +109,7 @@ class Records:
         openers = quotes[::2]
         before = openers[openers > 0] - 1
         at_edge = np.isin(data[before], self._edges)
-        return bool(at_edge.all()) and not (escaped.size and np.isin(before, escaped).any())
+        return bool(at_edge.all()) and (escaped is None or not escaped[before].any())
 
     def end_at(self, buffer: bytes, least: int) -> int:
         r"""Return the first record end at or after `least`, or -1.
@@ -134,8 +143,8 @@ class Records:
         starts: list[int] = np.flatnonzero(is_end[:-1] & ~is_end[1:]).tolist()
         return starts
 
-    def widths(self, raw: bytes, starts: Sequence[int]) -> Positions | None:
-        r"""Return how many fields each record has, or None where only the reader can say.
+    def widths(self, raw: bytes, starts: Sequence[int]) -> Positions:
+        r"""Return how many fields each record has.
 
         Example:
             >>> Records(Dialect()).widths(b'a,"b,c"\nd\n', [0, 8])
@@ -143,9 +152,16 @@ class Records:
         """
         delimiters = self._outside(np.frombuffer(raw, np.uint8), self._delimiter)
         if delimiters is None:
-            return None
+            return np.array([self._width(raw, start) for start in starts], np.int64)
         before: Positions = np.searchsorted(delimiters, [*starts, len(raw)])
         return np.diff(before) + 1
+
+    def _width(self, raw: bytes, start: int) -> int:
+        count, match = 1, self._field.match
+        while (found := match(raw, start)) and raw[found.end() : found.end() + 1] == self._delimiter:
+            start = found.end() + 1
+            count += 1
+        return count
 
     def count(self, raw: bytes) -> int:
         r"""Count the records of `raw`, whole ones, blank lines left out as the reader does.
@@ -216,8 +232,8 @@ def _found(data: NDArray[np.uint8], marks: bytes) -> Positions:
     return np.flatnonzero(is_mark | (data == marks[1]) if marks[1:] else is_mark)
 
 
-def _without(positions: Positions, escaped: Positions) -> Positions:
-    return positions[~np.isin(positions, escaped)] if escaped.size else positions
+def _without(positions: Positions, escaped: Flags | None) -> Positions:
+    return positions if escaped is None else positions[~escaped[positions]]
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from batchserve.inputs import OPEN_END, Codec, Extent, Slice
+from batchserve.inputs.dialect import COMMON, Dialect
 from batchserve.inputs.encodings import UTF_8, as_utf8
 from batchserve.rejects import RAW_BYTES
 from batchserve.storage import transient_reading, translated
@@ -124,7 +125,8 @@ def scanned(part: Slice, boundaries: Boundaries, encoding: str = UTF_8) -> Itera
             start = part.start
         else:
             start = part.origin if file is not stored or part.codec else boundaries.first(file, part.start)
-        file.seek(start)
+        if start < part.stop:  # else nothing is read: a record that does not end took it all
+            file.seek(start)
         scan = Scan(file, start, boundaries)
         for _ in scan.until(part.start):
             pass
@@ -200,16 +202,14 @@ def first_line(file: BinaryIO, target: int, terminator: bytes = b"\n") -> int:
 
 
 class LineCounter:
-    """Tells the lines of places in one text file, asked for in order; the file is read once.
+    """Tells the lines of places in one text file, asked for in order; the file is read once."""
 
-    Lines end in a line feed; in a file that has none before the place, in a carriage return.
-    """
-
-    def __init__(self, path: str, *, codec: Codec | None, encoding: str = UTF_8) -> None:
-        self._blocks = _blocks(path, codec=codec, encoding=encoding)
+    def __init__(self, path: str, *, codec: Codec | None, dialect: Dialect = COMMON) -> None:
+        self._blocks = _blocks(path, codec=codec, encoding=dialect.encoding)
+        self._terminator = dialect.terminator
         self._block = b""
         self._base = self._at = 0
-        self._feeds = self._returns = 0
+        self._line = 1
 
     def line_of(self, offset: int) -> int:
         """Return the line, counted from 1, that byte `offset` is in; not before the last one asked for."""
@@ -218,11 +218,10 @@ class LineCounter:
             self._base += len(self._block)
             self._block, self._at = next(self._blocks), 0
         self._count(offset - self._base)
-        return 1 + (self._feeds or self._returns)
+        return self._line
 
     def _count(self, stop: int) -> None:
-        self._feeds += self._block.count(b"\n", self._at, stop)
-        self._returns += self._block.count(b"\r", self._at, stop) if not self._feeds else 0
+        self._line += self._block.count(self._terminator, self._at, stop)
         self._at = stop
 
 
