@@ -127,7 +127,7 @@ def parquet_rows(raw: bytes) -> int | None:
         return None
     (size,) = struct.unpack("<I", raw[-8:-4])
     try:
-        rows = _Thrift(raw[max(0, len(raw) - 8 - size) : -8]).fields().get(3)
+        rows = _Thrift(raw[max(0, len(raw) - 8 - size) : -8]).fields(until=3).get(3)
     except (IndexError, ValueError, RecursionError):
         return None
     return rows if isinstance(rows, int) else None
@@ -139,11 +139,15 @@ class _Thrift:
     def __init__(self, raw: bytes) -> None:
         self._raw, self._at = raw, 0
 
-    def fields(self) -> dict[int, Any]:
-        found, number = {}, 0
+    def fields(self, until: int = 0) -> dict[int, Any]:
+        """Read a struct, or of it what comes up to the field of this number."""
+        found: dict[int, Any] = {}
+        number = 0
         while (head := self._byte()) & 15:  # the lower half 0 is the end, whatever the upper is
             number = number + (head >> 4) if head >> 4 else self._signed()
             found[number] = self._value(head & 15)
+            if number == until:
+                break
         return found
 
     def _byte(self) -> int:
