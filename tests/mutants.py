@@ -281,7 +281,8 @@ def judged(seed: Seed, mutant: bytes, verdict: Verdict, folder: Path) -> Verdict
         )
     except BatchserveError as error:
         verdict = replace(verdict, code=error.exit_code, message=error.message)
-        return replace(verdict, fault=_refusal_fault(seed, mutant, error))
+        fault = _refusal_fault(seed, mutant, error) or _endless_fault(seed, mutant, folder, error)
+        return replace(verdict, fault=fault)
     except Exception as error:  # noqa: BLE001  that is what is looked for
         return replace(verdict, code=1, fault=f"{error!r}\n{traceback.format_exc(limit=-3)}")
     rejects = report.receipt.rows_rejected
@@ -309,6 +310,19 @@ def _is_possible(message: str, mutant: bytes, suffix: str) -> bool:
         splitters.parquet_rows(mutant) or 0 if place[1] == "row" else splitters.readable_bytes(mutant, suffix)
     )
     return int(place[2].replace(",", "")) <= reached
+
+
+def _endless_fault(seed: Seed, mutant: bytes, folder: Path, error: BatchserveError) -> str:
+    """Hold a record that never ends, where the dialect was said, against the last one of the splitter."""
+    if "does not end" not in error.message or "delimiter" not in seed.options:
+        return ""
+    suffix = seed.name.rpartition(".")[2]
+    expected = splitters.csv_records(
+        (splitters.unpacked(mutant, suffix) if suffix in PACK else mutant) or b""
+    )
+    places = {line["record"]: line["byte_offset"] for line in _rejects(folder)}
+    wrong = [f"record {n} at {at}" for n, at in places.items() if expected[n - 1] != at]
+    return f"does not end, says {error}; {wrong}" if wrong or max(places) != len(expected) else ""
 
 
 def _account(seed: Seed, mutant: bytes, folder: Path, verdict: Verdict) -> str:
