@@ -71,8 +71,8 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_the_commands_are_those_of_the_design() -> None:
-    """There are seven commands in this release."""
-    assert COMMANDS == ["clean", "cluster", "demo", "inspect", "plan", "score", "verify"]
+    """There are eight commands in this release."""
+    assert COMMANDS == ["clean", "cluster", "demo", "inspect", "plan", "retry", "score", "verify"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

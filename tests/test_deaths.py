@@ -16,7 +16,7 @@ from distributed import Client
 
 import batchserve as bs
 import models
-from batchserve import events
+from batchserve import events, isolation
 from batchserve.cluster import named, processes
 from batchserve.cluster.named import Cluster
 from conftest import digest, environment
@@ -125,6 +125,13 @@ def test_a_killed_worker_costs_one_attempt(
     assert len(told.of(events.Suspected)) <= 1
 
 
+@pytest.fixture
+def no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the partitions kills: what scores them row by row does not know the script of the workers."""
+    monkeypatch.setattr(isolation, "row_by_row", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_row")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGSEGV, 70), (signal.SIGKILL, 75)])
 def test_a_partition_that_kills_is_named_and_its_neighbours_are_kept(  # noqa: PLR0917  fixtures
     number: int, code: int, cluster: Cluster, script: Script, folder: Path, options: dict[str, Any],
@@ -266,6 +273,7 @@ def test_a_lost_cluster_is_exit_69_and_the_job_goes_on_elsewhere(
     assert digest(tmp_path / "out.parquet") == calm
 
 
+@pytest.mark.usefixtures("no_row")
 def test_a_scheduler_that_retries_is_told_of_and_blames_the_same_partition(
     folder: Path, options: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ from batchserve.errors import ModelError, NotFoundError
 from batchserve.model import Port, session_for
 from batchserve.nulls import NullPolicy
 from batchserve.predictions import joined
+from workbench import doubler, spawn
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -790,3 +791,19 @@ def test_the_plan_names_casts_that_can_lose_digits(
     planned = bs.plan(tmp_path / "in.parquet", model=models.echo(tmp_path, target, 1)).plan
 
     assert says in report.plan_facts(planned)["in  X"]
+
+
+def test_onnxruntime_tells_nobody_what_it_is_used_for(tmp_path: Path) -> None:
+    """A job leaves nothing in the home of its user: the runtime's own telemetry is off."""
+    (tmp_path / "home").mkdir()
+    model = doubler(tmp_path / "model.onnx")
+    (tmp_path / "in.csv").write_text("x\n1\n2\n")
+
+    done = spawn(
+        "score", tmp_path / "in.csv", tmp_path / "out.parquet", "-m", model,
+        environment={"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": "", "ORT_DISABLE_TELEMETRY": ""},
+        before="import os; os.environ.pop('ORT_DISABLE_TELEMETRY'); os.environ.pop('XDG_CACHE_HOME')",
+    )  # fmt: skip
+
+    assert done.code == 0, done.err
+    assert list((tmp_path / "home").rglob("*")) == []

@@ -79,7 +79,7 @@ def _used_bytes() -> tuple[int, int]:
     return int(resident) * page, int(virtual) * page
 
 
-def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> int:
+def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> tuple[int, bool]:
     """Halve the rows of a run until one fits: multiples of 64, and only if 64 do not fit, fewer.
 
     Args:
@@ -89,25 +89,21 @@ def fitting_rows(run: Callable[[int], object], rows: int, share: int, timeout_s:
         timeout_s: Seconds after which a trial counts as one that fits: it will stall later, too.
 
     Returns:
-        The first number of rows that fits, or 1.
+        The first number of rows that fits, or 1; and whether that run ended well.
     """
-    while rows > 1 and not _fits(run, rows, share, timeout_s):
+    while (ended := trial.ended(partial(_tried, run, rows, share), timeout_s)) not in _FITS and rows > 1:
         half = rows // 2
         rows = max(half // _STEP_ROWS * _STEP_ROWS, min(half, _STEP_ROWS))
-    return rows
+    return rows, ended == _WELL
 
 
-_CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
-"""What a row may do to the model; want of memory looks otherwise."""
-
-
-def _fits(run: Callable[[int], object], rows: int, share: int, timeout_s: float) -> bool:
-    """Whether a run ends in a child that may take `share` more bytes; other failures show later."""
-    return trial.ended(partial(_tried, run, rows, share), timeout_s) in {0, None, *_CRASHES}
+_WELL, _SHORT, _OTHERWISE = 0, 1, 2
+_FITS = {_WELL, _OTHERWISE, None, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL}
+"""Other failures show later; by these signals a row may kill, want of memory looks otherwise."""
 
 
 def _tried(run: Callable[[int], object], rows: int, share: int) -> int:
-    """Run under the limit, in the child; return its exit code: 1 if memory ran out."""
+    """Run under the limit, in the child; return its exit code."""
     try:
         _, virtual = _used_bytes()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -117,5 +113,5 @@ def _tried(run: Callable[[int], object], rows: int, share: int) -> int:
     except BaseException as error:  # noqa: BLE001  nothing may leave the child
         from batchserve.errors import MemoryShortError
 
-        return int(isinstance(error, (MemoryError, MemoryShortError)))
-    return 0
+        return _SHORT if isinstance(error, (MemoryError, MemoryShortError)) else _OTHERWISE
+    return _WELL

@@ -6,6 +6,7 @@ The only module that imports onnxruntime.
 import ctypes
 import functools
 import math
+import os
 import re
 import threading
 import warnings
@@ -23,6 +24,10 @@ from batchserve.modelfile import ModelSpec, identify
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+# onnxruntime 1.32 keeps a database of what it was used for in the user's cache, to send it to its
+# makers. That is nobody's business but the user's, who may set this to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Tensor = NDArray[Any]
 """A tensor; strings are object arrays of `str`."""

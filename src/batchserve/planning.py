@@ -212,11 +212,12 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
     batch_rows = _batch_rows(job, binding)
     tensors = _first_rows(look, binding, batch_rows)
+    worked = False
     if not (job.batch_rows or whole):
         untimed = Runs(session_for(spec), constants=binding.constant_tensors)
-        batch_rows = _fitting(job, untimed, names, tensors, batch_rows)
+        batch_rows, worked = _fitting(job, untimed, names, tensors, batch_rows)
         tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
-    if not job.rows_depend:
+    if not (worked or job.rows_depend):
         tensors = proof.runnable(session, names, tensors, batch_rows)
     values = _observed(session, names, tensors, batch_rows)
     seen = _predictions(job, signature, values, batch_rows)
@@ -302,11 +303,15 @@ def _batch_rows(job: Job, binding: Binding) -> int:
 
 def _fitting(
     job: Job, session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
-) -> int:
-    """Lower the rows of a run until all workers' runs fit into memory at once."""
+) -> tuple[int, bool]:
+    """Lower the rows of a run until all workers' runs fit into memory at once.
+
+    Returns:
+        The rows, and whether a run of so many was tried and ended well.
+    """
     elsewhere = bool(job.cluster or job.scheduler)
     if elsewhere and not job.memory_limit:
-        return batch_rows
+        return batch_rows, False
     workers = job.workers or len(os.sched_getaffinity(0))
     share = memory.share_bytes(workers, job.memory_limit, processes=workers if elsewhere else 1)
 
