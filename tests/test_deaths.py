@@ -127,7 +127,7 @@ def test_a_killed_worker_costs_one_attempt(
 
 @pytest.fixture
 def no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing in the partitions kills: what scores them row by row does not know the script of the workers."""
+    """No row kills: what scores partitions row by row does not know the script of the workers."""
     monkeypatch.setattr(isolation, "row_by_row", lambda *_: None)
 
 
