@@ -37,9 +37,11 @@ class Records:
         return records.Boundaries(self.first_record, self.end_at, self.last_end, self._terminator)
 
     @cached_property
-    def _edges(self) -> tuple[int, ...]:
-        """What stands before a quote that opens a field, or doubles the one before it."""
-        return (*self._delimiter, _NEWLINE, _RETURN, *self._quote)
+    def _is_edge(self) -> Flags:
+        """Of each byte: may it stand before a quote that opens a field, or doubles the one before it?"""
+        found = np.zeros(256, dtype=bool)
+        found[[*self._delimiter, _NEWLINE, _RETURN, *self._quote]] = True
+        return found
 
     @cached_property
     def _field(self) -> re.Pattern[bytes]:
@@ -108,7 +110,7 @@ class Records:
         """
         openers = quotes[::2]
         before = openers[openers > 0] - 1
-        at_edge = np.isin(data[before], self._edges)
+        at_edge = self._is_edge[data[before]]
         return bool(at_edge.all()) and (escaped is None or not escaped[before].any())
 
     def end_at(self, buffer: bytes, least: int) -> int:
@@ -219,8 +221,8 @@ class Records:
         data = np.frombuffer(window, np.uint8)
         quotes = _without(_found(data, self._quote), self._escaped(data))
         openers, closers = quotes[::2], quotes[1::2]
-        bad_openers = ~np.isin(data[openers[openers > 0] - 1], self._edges)
-        bad_closers = ~np.isin(data[closers[closers < data.size - 1] + 1], self._edges)
+        bad_openers = ~self._is_edge[data[openers[openers > 0] - 1]]
+        bad_closers = ~self._is_edge[data[closers[closers < data.size - 1] + 1]]
         return int(bad_openers.sum() + bad_closers.sum())
 
 
