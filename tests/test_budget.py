@@ -234,6 +234,17 @@ def test_rejects_go_where_the_user_says() -> None:
     assert list(Path("bad").iterdir()) == []
 
 
+def test_rejects_of_a_dataset_go_where_the_user_says() -> None:
+    """--rejects holds for a dataset, too: its folder has none then."""
+    rows(1, "bad")
+
+    score(output="out", max_errors=1, rejects="bad.jsonl")
+
+    assert len(lines("bad.jsonl")) == 1
+    assert not Path("out/_batchserve/rejects.jsonl").exists()
+    assert verify.verify("out").facts["rejects"] == "1"
+
+
 def test_a_dataset_keeps_its_rejects_inside() -> None:
     """While it is not there they stand beside it; then in _batchserve, and the file beside it goes."""
     rows(1, "bad")
