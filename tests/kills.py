@@ -47,6 +47,7 @@ _PATIENCE_S = 150
 """More than any command that nobody harms any more takes; else it hangs."""
 _POLL_S = 0.002
 _BRIEF_S = 0.03
+_SETTLED_S = 15
 """Publishing and cleaning up take about so long: too short to be met often by chance."""
 _ALLOWED = {0, 69, 75, -signal.SIGKILL}
 _MOMENTS = ("any",) * 5 + ("publishing", "cleaning")
@@ -633,7 +634,13 @@ class Trial:
         )  # fmt: skip
 
     def _processes(self) -> list[str]:
-        """Return the processes of the job that are still at work."""
+        """Return the processes of the job that stay at work: a worker that is just started anew is none."""
+        give_up = time.monotonic() + _SETTLED_S
+        while (found := self._at_work()) and time.monotonic() < give_up:
+            time.sleep(_BRIEF_S)
+        return found
+
+    def _at_work(self) -> list[str]:
         of_cluster = processes.of(self._setup.material.home / "state" / "batchserve" / "clusters" / "kills")
         return [_line(p) for p in psutil.process_iter() if p.pid not in of_cluster and self._is_ours(p)]
 
