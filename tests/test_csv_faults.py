@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import batchserve as bs
 from batchserve import inputs
 from batchserve.errors import BatchserveError
-from batchserve.inputs import BadRecord, Block, Reading, Wish, files, records
+from batchserve.inputs import BadRecord, Block, Reading, Wish, cutting, files, records
 from batchserve.inputs.dialect import Asked
 from workbench import doubler, echo, run
 
@@ -292,7 +292,7 @@ def texts_of(path: Path) -> list[tuple[str | None, ...]]:
     look = inputs.look(sources, Wish("full", dict.fromkeys(["c0", "c1", "c2"], "text"), asked=asked))
     names = tuple(look.schema.names)
     reading = Reading(schema_=look.schema, columns=names, batch_rows=64, dialect=look.found.dialect)
-    parts = [part for each in inputs.whole(sources, look.found.dialect) for part in each.slices]
+    parts = [part for each in cutting.whole(sources, look.found.dialect) for part in each.slices]
     items = [item for part in parts for item in inputs.read(part, reading)]
     assert not any(isinstance(item, BadRecord) for item in items)
     blocks = [item.batch for item in items if isinstance(item, Block)]

@@ -14,7 +14,7 @@ import batchserve as bs
 import messy
 from batchserve import inputs, verify
 from batchserve.errors import BatchserveError
-from batchserve.inputs import Block, Reading, Wish, detection, files
+from batchserve.inputs import Block, Reading, Wish, cutting, detection, files
 from batchserve.inputs.dialect import Asked, Dialect
 from messy import CORPUS, Messy
 from workbench import doubler, run
@@ -78,7 +78,7 @@ def test_a_messy_file_whose_dialect_is_said_is_read(each: Messy, size: int, tmp_
     names = tuple(look.schema.names)
     reading = Reading(schema_=look.schema, columns=names, batch_rows=64, dialect=look.found.dialect)
 
-    partitions = inputs.settled(inputs.partitions(sources, size, known), known)
+    partitions = cutting.settled(cutting.partitions(sources, size, known), known)
     slices = [part for partition in partitions for part in partition.slices]
     items = [item for part in slices for item in inputs.read(part, reading)]
 

@@ -25,7 +25,7 @@ from pyarrow import feather, ipc
 
 from batchserve import inputs
 from batchserve.errors import BatchserveError, DataError, UsageError
-from batchserve.inputs import Wish, files, packed, records
+from batchserve.inputs import Wish, cutting, files, packed, records
 from batchserve.inputs import ipc as reader_of_arrow
 from batchserve.inputs.parquet import translated
 from workbench import doubler, scored
@@ -105,13 +105,13 @@ def test_an_arrow_file_is_cut_between_record_batches(tmp_path: Path) -> None:
     path = written(tmp_path / "a.arrow", PLAIN, chunksize=300)
     (source,) = files.resolve([str(path)])
 
-    slices = [part for each in inputs.partitions([source], 20_000) for part in each.slices]
+    slices = [part for each in cutting.partitions([source], 20_000) for part in each.slices]
 
     assert len(slices) > 3
     assert [part.start for part in slices[1:]] == [part.stop for part in slices[:-1]]
     assert [part.first_record for part in slices] == [300 * part.start for part in slices]
     assert sum(part.size_bytes for part in slices) <= source.size_bytes
-    assert inputs.partitions([source], 20_000)[1].place.startswith("partition 1 (a.arrow, record batches ")
+    assert cutting.partitions([source], 20_000)[1].place.startswith("partition 1 (a.arrow, record batches ")
 
 
 def test_dictionaries_that_differ_per_record_batch_are_kept_apart(tmp_path: Path, score: Score) -> None:
@@ -144,7 +144,7 @@ def test_columns_that_nobody_wants_are_not_read(columns: tuple[str, ...], tmp_pa
     })  # fmt: skip
     for name in ("a.arrow", "a.arrows"):
         path = written(tmp_path / name, table, chunksize=20)
-        (partition,) = inputs.partitions(files.resolve([str(path)]), 1 << 20)
+        (partition,) = cutting.partitions(files.resolve([str(path)]), 1 << 20)
         reading = inputs.Reading(schema_=table.schema, columns=columns, batch_rows=64)
 
         items = inputs.read(partition.slices[0], reading)
@@ -166,7 +166,7 @@ def test_one_huge_record_batch_is_mapped(
     with ipc.open_file(str(tmp_path / "a.arrow")) as file:
         assert file.num_record_batches == 1
     sources = files.resolve([str(tmp_path / "a.arrow")])
-    (partition,) = inputs.partitions(sources, 1 << 30)
+    (partition,) = cutting.partitions(sources, 1 << 30)
     schema = inputs.look(sources, Wish()).schema
     reading = inputs.Reading(schema_=schema, columns=("x", "s"), batch_rows=1024)
     before, most = pa.total_allocated_bytes(), 0
@@ -218,7 +218,7 @@ def all_rows(path: Path, target_bytes: int = 1 << 20) -> int:
     sources = files.resolve([str(path)])
     look = inputs.look(sources, Wish())
     reading = inputs.Reading(schema_=look.schema, columns=tuple(look.schema.names), batch_rows=64)
-    parts = [part for each in inputs.partitions(sources, target_bytes) for part in each.slices]
+    parts = [part for each in cutting.partitions(sources, target_bytes) for part in each.slices]
     items = [item for part in parts for item in inputs.read(part, reading)]
     blocks: list[int] = [item.batch.num_rows for item in items if isinstance(item, inputs.Block)]
     return sum(blocks) + sum(isinstance(item, inputs.BadRecord) for item in items)
@@ -292,7 +292,7 @@ def test_damage_in_parquet_is_told_with_the_row_before_it(tmp_path: Path) -> Non
     whole[whole.index(b"text 45") + 5] ^= 1
     path.write_bytes(whole)
 
-    partitions = inputs.partitions(files.resolve([str(path)]), 1)
+    partitions = cutting.partitions(files.resolve([str(path)]), 1)
     reading = inputs.Reading(schema_=SMALL.schema, columns=("x", "s"), batch_rows=64)
     assert len(partitions) == 3
 
@@ -310,7 +310,7 @@ def test_a_wrong_number_of_rows_in_a_footer_is_an_error(
     whole = pq.ParquetFile.iter_batches
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: iter([*whole(*a, **k)][:-1]))
 
-    (partition,) = inputs.partitions(files.resolve([str(path)]), 1 << 20)
+    (partition,) = cutting.partitions(files.resolve([str(path)]), 1 << 20)
     reading = inputs.Reading(schema_=SMALL.schema, columns=("x",), batch_rows=64)
 
     with pytest.raises(DataError, match="its footer states 60"):
@@ -532,7 +532,7 @@ def test_any_table_reads_equal_whatever_the_split(
     look = inputs.look(sources, Wish(add_source=True))
     reading = inputs.Reading(schema_=look.schema, columns=tuple(look.schema.names), batch_rows=64)
 
-    parts = inputs.laid_out(inputs.partitions(sources, target_bytes), look, add_source=True)
+    parts = cutting.laid_out(cutting.partitions(sources, target_bytes), look, add_source=True)
     items = [item for each in parts for part in each.slices for item in inputs.read(part, reading)]
 
     batches = [item.batch for item in items if isinstance(item, inputs.Block)]
@@ -752,7 +752,7 @@ def test_one_huge_row_group_streams(tmp_path: Path) -> None:
     del table
     sources = files.resolve([str(path)])
     reading = inputs.Reading(schema_=inputs.look(sources, Wish()).schema, columns=("x", "s"), batch_rows=1024)
-    (partition,) = inputs.partitions(sources, 1 << 30)
+    (partition,) = cutting.partitions(sources, 1 << 30)
     before, most, seen = pa.total_allocated_bytes(), 0, 0
 
     for item in inputs.read(partition.slices[0], reading):

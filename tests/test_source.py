@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import batchserve as bs
 from batchserve import inputs, verify
 from batchserve.errors import DataError, OutputError, UsageError
-from batchserve.inputs import dialect, files, quotes
+from batchserve.inputs import cutting, dialect, files, quotes
 from workbench import doubler, run, scored
 
 Score = Callable[..., pa.Table]
@@ -156,7 +156,7 @@ def test_rejects_do_not_shift_numbers(tmp_path: Path, score: Score) -> None:
     )
     sources = files.resolve([str(tmp_path / "a.csv")])
     look = inputs.look(sources, inputs.Wish(add_source=True))
-    parts = inputs.laid_out(inputs.partitions(sources, 300), look, add_source=True)
+    parts = cutting.laid_out(cutting.partitions(sources, 300), look, add_source=True)
     reading = inputs.Reading(schema_=look.schema, columns=("x", "source_row"), batch_rows=64)
 
     items = [item for each in parts for part in each.slices for item in inputs.read(part, reading)]

@@ -21,7 +21,18 @@ from hypothesis import strategies as st
 import batchserve as bs
 import models
 from batchserve import chain, inputs
-from batchserve.inputs import BadRecord, Block, Extent, Partition, Reading, Wish, files, quotes, records
+from batchserve.inputs import (
+    BadRecord,
+    Block,
+    Extent,
+    Partition,
+    Reading,
+    Wish,
+    cutting,
+    files,
+    quotes,
+    records,
+)
 from batchserve.inputs.dialect import Asked, Dialect
 
 # -- a slow reference -------------------------------------------------------------------------
@@ -246,7 +257,7 @@ def rows_of(path: Path, size: int, asked: Asked = SAID) -> list[dict[str, Any]]:
     dialect = found.found.dialect
     columns = tuple(found.schema.names)
     reading = Reading(schema_=found.schema, columns=columns, batch_rows=64, dialect=dialect)
-    partitions = inputs.partitions(sources, size, dialect)
+    partitions = cutting.partitions(sources, size, dialect)
     read = {p.index: scanned(p, reading) for p in partitions}
     receipts: Any = {i: receipt(extents) for i, (_, extents) in read.items()}
     for _ in partitions:
@@ -335,7 +346,7 @@ def test_every_record_is_a_row_or_a_reject(text: str, dialect: Dialect, data: st
         reading = Reading(
             schema_=found.schema, columns=("c0", "c1"), batch_rows=64, dialect=dialect, fixed=("c0", "c1")
         )
-        exact = inputs.settled(inputs.partitions(sources, size, dialect), dialect)
+        exact = cutting.settled(cutting.partitions(sources, size, dialect), dialect)
         items = [item for each in exact for part in each.slices for item in inputs.read(part, reading)]
 
     rows = sum(item.batch.num_rows for item in items if isinstance(item, Block))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from batchserve import binding, codec, inputs, planning, scoring
+from batchserve import binding, codec, planning, scoring
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError, redacted
-from batchserve.inputs import Look, Partition
+from batchserve.inputs import Look, Partition, cutting
 from batchserve.model import Signature, session_for
 from batchserve.modelfile import identify, operators
 from batchserve.planning import Plan
@@ -184,7 +184,7 @@ def scored(made: Plan) -> "dd.DataFrame":
     import dask.dataframe as dd
 
     meta = _pandas(made.recipe.schema_.empty_table())
-    exact = inputs.settled(made.partitions, made.recipe.reading.dialect)
+    exact = cutting.settled(made.partitions, made.recipe.reading.dialect)
     frame: dd.DataFrame = dd.from_map(read_scored, exact, recipe=made.recipe, meta=meta, label="scored")
     return frame
 

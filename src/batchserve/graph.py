@@ -188,7 +188,8 @@ class _Window:
         if not waiting or len(self._held) > CHUNK_PARTITIONS // 2:
             return []
         if self._unpacker and self._unpacker.needed(waiting[0]):
-            if self._segments >= len(self._client.nthreads()) + sum(self._client.nthreads().values()):
+            threads = self._client.nthreads()
+            if self._segments >= len(threads) + sum(threads.values()):
                 return []
             self._segments += 1
             return [self._unpacker.prepared(waiting.popleft())]

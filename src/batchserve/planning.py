@@ -26,7 +26,7 @@ from batchserve.errors import (
     did_you_mean,
     raise_all,
 )
-from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source, inference
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source, cutting, inference
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
 from batchserve.model import Signature, Tensor, runtime_version, session_for
 from batchserve.modelfile import ModelSpec, identify
@@ -154,7 +154,7 @@ def make(
             raise type(error)(error.message, hint) from error
         raise
     cut = _partitions(job, sources, look.found.dialect)
-    partitions = inputs.laid_out(cut, look, add_source=job.add_source)
+    partitions = cutting.laid_out(cut, look, add_source=job.add_source)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
         types=types, dialect=look.found, drift=look.drift,
@@ -389,10 +389,10 @@ def _check_clash(seen: Sequence[Prediction], keep: Sequence[str]) -> None:
 
 def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect) -> tuple[Partition, ...]:
     if job.limit is not None:
-        return inputs.whole(sources, dialect)  # the first N rows are found by reading on, not by splitting
+        return cutting.whole(sources, dialect)  # the first N rows are found by reading on, not by splitting
     total = sum(source.size_bytes for source in sources)
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
-    return inputs.partitions(sources, job.partition_size or aim, dialect)
+    return cutting.partitions(sources, job.partition_size or aim, dialect)
 
 
 def _versions() -> dict[str, str]:

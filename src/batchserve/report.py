@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import inputs, workspace
+from batchserve import workspace
 from batchserve.binding import Feed
 from batchserve.casts import exact_integers, number_dtype
 from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
-from batchserve.inputs import SOURCE_FILE, SOURCE_ROW
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, cutting
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
 from batchserve.planning import Plan, usual_rows
@@ -257,7 +257,7 @@ def _added(made: Plan) -> dict[str, str]:
             ", ".join(f"{name} ({schema.field(name).type})" for name in names) + " by their names"
         )
     if SOURCE_ROW in made.added:
-        read = len(inputs.counted(made.partitions))
+        read = len(cutting.counted(made.partitions))
         once = (
             f"; {read:,} text file{'s' * (read != 1)} of several partitions read once more, to count records"
         )

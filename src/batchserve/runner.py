@@ -18,7 +18,7 @@ from batchserve.events import Listener
 from batchserve.inputs import Partition
 from batchserve.outputs import Receipt, Workspace
 from batchserve.planning import Plan
-from batchserve.segments import Unpacker
+from batchserve.segments import Unpacker, enters
 
 STOP_TIMEOUT_S = 10
 """How long a job that is stopped waits for the partitions that are being scored."""
@@ -56,12 +56,13 @@ def opened(  # noqa: PLR0913, PLR0917  what a job is made of
         yield Runner(partial(_in_place, job, made, space, listener), 1, in_place=True)
         return
     scheduler = job.scheduler or _address(job)
-    first = [p for p in made.partitions[:-1] if _can_begin(p, avoided)] if runs_here(job, cluster) else []
+    dialect = made.recipe.reading.dialect
+    first = [p for p in made.partitions[:-1] if p.index not in avoided and not enters(p, dialect)]
     score = partial(
         scoring.score_partition, recipe=made.recipe, workspace=space, stall_timeout_s=job.stall_timeout
     )
     with (
-        _HeadStart(first, score) as head_start,
+        _HeadStart(first if runs_here(job, cluster) else [], score) as head_start,
         clusters.opened(cluster, scheduler, job.workers, dashboard=job.dashboard) as engine,
     ):
         if engine.dashboard:
@@ -70,12 +71,6 @@ def opened(  # noqa: PLR0913, PLR0917  what a job is made of
             listener.on(events.Noted(text=note))
         run = partial(_on_cluster, job, engine, made, space, listener, head_start)
         yield Runner(run, engine.workers, in_place=False)
-
-
-def _can_begin(partition: Partition, avoided: frozenset[int]) -> bool:
-    """Whether the head start may score a partition: not one in the middle of a packed file."""
-    entered = all(part.exact or part.codec is None for part in partition.slices)
-    return entered and partition.index not in avoided
 
 
 def _address(job: Job) -> str | None:

@@ -1,6 +1,7 @@
 """Packed files unpacked once for all their partitions, a few ahead of those that are scored.
 
-A packed file cannot be entered in the middle. So one reader unpacks it from its start and puts
+A packed file cannot be entered in the middle, nor can one that is decoded as a stream, which is
+treated as a packed one from here on. So one reader unpacks it from its start and puts
 the records of each partition into a file of its own, a segment, which goes when the partition
 is scored. A segment is never needed: who finds none unpacks the file up to its partition.
 """
@@ -13,11 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from batchserve import inputs, storage
-from batchserve.inputs import Partition, Reading, Slice, records
+from batchserve import storage
+from batchserve.inputs import Partition, Reading, Slice, cutting, records
+from batchserve.inputs.dialect import Dialect
 from batchserve.storage import patiently, transient_reading, translated_writing
 
 _SUFFIX = ".segment"
+
+
+def enters(partition: Partition, dialect: Dialect) -> bool:
+    """Whether a partition begins in the middle of a file that can only be read from its start."""
+    return any(_enters(part, dialect) for part in partition.slices)
+
+
+def _enters(part: Slice, dialect: Dialect) -> bool:
+    return not part.exact and (part.codec is not None or dialect.streamed)
 
 
 @dataclass
@@ -42,16 +53,13 @@ class Unpacker:
 
     def __init__(self, folder: Path, reading: Reading, partitions: Iterable[Partition]) -> None:
         self._folder, self._reading = folder, reading
-        self._paths = {part.path for p in partitions for part in p.slices if self._is_shared(part)}
+        self._paths = {part.path for p in partitions for part in p.slices if _enters(part, reading.dialect)}
         self._open: dict[str, _Open] = {}
         if self._paths:
             with translated_writing(folder):
                 for name in storage.disk.names(folder):
                     if name.endswith(_SUFFIX):
                         storage.remove(folder / name)
-
-    def _is_shared(self, part: Slice) -> bool:
-        return not part.exact and (part.codec is not None or self._reading.dialect.streamed)
 
     def needed(self, partition: Partition) -> bool:
         """Whether a partition is part of a packed file that has more."""
@@ -98,7 +106,7 @@ class Unpacker:
         if found is None or part.start < found.stop:
             self._close(part.path)
             stack = ExitStack()
-            found = _Open(stack.enter_context(inputs.scan(part, self._reading.dialect)), stack)
+            found = _Open(stack.enter_context(cutting.scan(part, self._reading.dialect)), stack)
             self._open[part.path] = found
         found.stop = part.stop
         return found.scan

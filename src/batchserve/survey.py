@@ -9,7 +9,7 @@ from pyarrow import parquet as pq
 
 from batchserve import config, inputs
 from batchserve.errors import NotFoundError, UsageError
-from batchserve.inputs import OPEN_END, Look, Slice, Source, Wish, files, ipc, packed, records
+from batchserve.inputs import OPEN_END, Look, Slice, Source, Wish, cutting, files, ipc, packed, records
 from batchserve.inputs.dialect import Asked, Dialect
 from batchserve.inputs.files import Given
 from batchserve.inputs.parquet import opened
@@ -128,8 +128,8 @@ def _text_rows(source: Source, dialect: Dialect) -> str:
         return "not known without unpacking it"
     whole = source.size_bytes <= _COUNTED_BYTES
     head = part if whole else part.model_copy(update={"stop": part.start + _SAMPLE_BYTES})
-    with inputs.scan(head, dialect) as scan, transient_reading(source.path):
-        count = inputs.count(scan, head, dialect)
+    with cutting.scan(head, dialect) as scan, transient_reading(source.path):
+        count = cutting.count(scan, head, dialect)
         read_bytes = max(1, scan.at - part.start)
     if whole:
         return f"{count:,}"

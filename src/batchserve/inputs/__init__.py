@@ -2,12 +2,12 @@
 
 A partition is what one task scores: slices of files, in input order. Reading a slice gives
 blocks of typed rows, records that could not be read, and at last the slice's exact extent.
-One module per format, each with the same three functions:
+One module per format, each with the same functions:
 
     look(sources, sampled, wish) -> Look          the columns, from headers and samples
     split(source, target_bytes, dialect)          ranges that can be read apart, as slices
-    boundaries(dialect), counter(dialect)         of a text: where its records end, how many there are
     read(part, reading) -> blocks, bad records    the rows of one range
+    boundaries(dialect), counter(dialect)         of a text: where its records end, how many there are
 
 A format knows a file's own columns alone. What a file lacks, or has by its folders, its name
 or in another type than the first file, is added to its blocks afterwards (`shaping`).
@@ -15,15 +15,13 @@ or in another type than the first file, is added to its blocks afterwards (`shap
 
 import base64
 import importlib
-import itertools
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
@@ -32,9 +30,6 @@ from batchserve.errors import UsageError
 from batchserve.inputs.dialect import COMMON, PLAIN, Asked, Dialect, Found
 from batchserve.rejects import RAW_BYTES, VALUE_CHARACTERS, Place, Reject, RejectClass, shown
 from batchserve.storage import patiently, transient_reading
-
-if TYPE_CHECKING:
-    from batchserve.inputs import records
 
 T = TypeVar("T")
 SOURCE_FILE, SOURCE_ROW = "source_file", "source_row"
@@ -342,162 +337,6 @@ def look(sources: Sequence[Source], wish: Wish) -> Look:
     own = replace(wish, types={name: kind for name, kind in wish.types.items() if name not in added.names})
     found: Look = module(sources[0].format).look(sources, sampled, own)
     return shaping.widened(found, added, sources)
-
-
-# -- which partitions -------------------------------------------------------------------------
-
-
-def partitions(
-    sources: Sequence[Source], target_bytes: int, dialect: Dialect = COMMON
-) -> tuple[Partition, ...]:
-    """Cut files into partitions of about `target_bytes`: big files apart, small ones together."""
-    groups: list[list[Slice]] = [[]]
-    size = 0
-    for source in sources:
-        for part in patient(source.path, partial(_split, source, target_bytes, dialect)):
-            if groups[-1] and size + part.size_bytes > target_bytes:
-                groups.append([])
-                size = 0
-            groups[-1].append(part)
-            size += part.size_bytes
-    return tuple(Partition(index=i, slices=tuple(s)) for i, s in enumerate(g for g in groups if g))
-
-
-def _split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    parts: list[Slice] = module(source.format).split(source, target_bytes, dialect)
-    return [part.model_copy(update={"folders": source.folders}) for part in parts]
-
-
-def grouped(source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int) -> list[Slice]:
-    """Cut a file between its row groups or record batches into ranges of about `target_bytes`.
-
-    Args:
-        source: The file.
-        sizes: Rows and bytes of each row group or record batch.
-        target_bytes: What a range should have; one row group may have more.
-    """
-    edges, rows, size = [0], 0, 0
-    for i, (_, group_bytes) in enumerate(sizes):
-        if i > edges[-1] and size + group_bytes > target_bytes:
-            edges.append(i)
-            size = 0
-        size += group_bytes
-    slices = []
-    for start, stop in itertools.pairwise([*edges, len(sizes)] if sizes else [0, 0]):
-        part = Slice(
-            path=source.path, format=source.format, start=start, stop=stop, exact=True, first_record=rows,
-            size_bytes=sum(each for _, each in sizes[start:stop]),
-        )  # fmt: skip
-        slices.append(part)
-        rows += sum(each for each, _ in sizes[start:stop])
-    return slices
-
-
-def ranges(source: Source, start: int, target_bytes: int) -> list[Slice]:
-    """Cut a text file into ranges of equal size, none over `target_bytes`.
-
-    How much a packed file holds is not known before it is unpacked: ranges are cut for a quarter
-    more than its beginning promises. Those that turn out to lie behind its end have no rows.
-    """
-    size = max(0, source.size_bytes - start)
-    if source.codec and target_bytes < OPEN_END:
-        from batchserve.inputs import packed
-
-        promised = packed.promised_bytes(source.path, source.codec, source.size_bytes)
-        size = int(promised * _SPARE) if promised > target_bytes else promised
-    count = max(1, -(-size // target_bytes))
-    edges = [start + size * i // count for i in range(count)]
-    return [
-        Slice(
-            path=source.path, format=source.format, codec=source.codec, start=a, stop=b, exact=i == 0,
-            origin=start, size_bytes=size // count,
-        )
-        for i, (a, b) in enumerate(zip(edges, [*edges[1:], OPEN_END], strict=True))
-    ]  # fmt: skip
-
-
-_SPARE = 1.25
-
-
-def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:
-    """Return one partition that reads everything in order."""
-    slices = [part for source in sources for part in _split(source, OPEN_END, dialect)]
-    return (Partition(index=0, slices=tuple(slices)),)
-
-
-def laid_out(partitions: Sequence[Partition], look: Look, *, add_source: bool) -> tuple[Partition, ...]:
-    """Tell every slice what its file's own columns are, and whether rows say where they are from.
-
-    With `add_source` files of several slices are read once to count their records.
-    """
-    made = [
-        partition.model_copy(
-            update={
-                "slices": tuple(
-                    part.model_copy(update={"layout": look.layouts.get(part.path), "add_source": add_source})
-                    for part in partition.slices
-                )
-            }
-        )
-        for partition in partitions
-    ]
-    return tuple(settled(made, look.found.dialect) if add_source else made)
-
-
-def counted(partitions: Sequence[Partition]) -> set[str]:
-    """Return the text files of several slices: those whose records are only known when counted."""
-    slices = Counter(
-        part.path for partition in partitions for part in partition.slices if part.format in TEXT_FORMATS
-    )
-    return {path for path, count in slices.items() if count > 1}
-
-
-def settled(partitions: Sequence[Partition], dialect: Dialect = COMMON) -> list[Partition]:
-    """Replace guessed starts by exact ones and number records, by reading texts once for record ends.
-
-    For rows that say which record they are, and for a lazy frame, whose partitions nobody
-    compares afterwards. A file of one slice is not read.
-    """
-    return patiently(lambda _: _settled(partitions, dialect))
-
-
-def _settled(partitions: Sequence[Partition], dialect: Dialect) -> list[Partition]:
-    guessed = {part.path for each in partitions for part in each.slices if not part.exact}
-    several = counted(partitions) & guessed
-    scans: dict[str, records.Scan] = {}
-    totals: Counter[str] = Counter()
-
-    def found(part: Slice) -> Slice:
-        if part.path not in several:
-            return part
-        if part.path not in scans:
-            scans[part.path] = stack.enter_context(scan(part, dialect))
-        update = {"start": scans[part.path].at, "exact": True, "first_record": totals[part.path]}
-        with transient_reading(part.path):
-            totals[part.path] += count(scans[part.path], part, dialect)
-        return part.model_copy(update=update)
-
-    with ExitStack() as stack:
-        return [
-            each.model_copy(update={"slices": tuple(found(part) for part in each.slices)})
-            for each in partitions
-        ]
-
-
-def count(scanned: "records.Scan", part: Slice, dialect: Dialect) -> int:
-    """Count the records that start before the stop of a slice, as the reader does, and read past them."""
-    from batchserve.inputs import records
-
-    counter = module(part.format).counter(dialect)
-    pieces = scanned.until(part.stop)
-    return sum(counter(each.raw) if isinstance(each, records.Chunk) else 1 for each in pieces)
-
-
-def scan(part: Slice, dialect: Dialect) -> AbstractContextManager["records.Scan"]:
-    """Open a text file to read its records from the first one of a slice on."""
-    from batchserve.inputs import records
-
-    return records.scanned(part, module(part.format).boundaries(dialect), dialect.encoding)
 
 
 # -- which rows -------------------------------------------------------------------------------

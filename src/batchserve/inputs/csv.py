@@ -21,11 +21,11 @@ from batchserve.inputs import (
     TypeMisfit,
     Wish,
     bad_record,
+    cutting,
     header,
     inference,
     parsing,
     quotes,
-    ranges,
     records,
 )
 from batchserve.inputs.dialect import Dialect
@@ -145,7 +145,7 @@ def _cast_or_null(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file into ranges of equal size, none over `target_bytes`."""
-    return ranges(source, header.read(source, dialect)[1], target_bytes)
+    return cutting.ranges(source, header.read(source, dialect)[1], target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:

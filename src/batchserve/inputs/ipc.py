@@ -16,7 +16,7 @@ from pyarrow import ipc
 
 from batchserve.codec import empty_batch
 from batchserve.errors import DataError, raise_all
-from batchserve.inputs import OPEN_END, Block, Extent, Item, Look, Reading, Slice, Source, Wish, grouped
+from batchserve.inputs import OPEN_END, Block, Extent, Item, Look, Reading, Slice, Source, Wish, cutting
 from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.parquet import (
     LEAST_BATCH_ROWS,
@@ -158,7 +158,7 @@ def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
         return [part]
     rows, *_ = survey(source.path)
     total = max(1, sum(rows))
-    return grouped(source, [(each, source.size_bytes * each // total) for each in rows], target_bytes)
+    return cutting.grouped(source, [(each, source.size_bytes * each // total) for each in rows], target_bytes)
 
 
 def survey(path: str) -> tuple[list[int], bool, dict[bytes, bytes]]:

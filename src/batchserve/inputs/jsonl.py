@@ -24,8 +24,8 @@ from batchserve.inputs import (
     TypeMisfit,
     Wish,
     bad_record,
+    cutting,
     encodings,
-    ranges,
     records,
 )
 from batchserve.inputs.dialect import Dialect, Found
@@ -142,7 +142,7 @@ def _slice(source: Source, start: int, stop: int, *, exact: bool, size_bytes: in
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file into ranges of equal size, none over `target_bytes`."""
     del dialect
-    return ranges(source, _start(source), target_bytes)
+    return cutting.ranges(source, _start(source), target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:

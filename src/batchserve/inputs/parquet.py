@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from batchserve.codec import empty_batch
 from batchserve.errors import DataError, UsageError, from_os, raise_all
-from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, Wish, grouped
+from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, Wish, cutting
 from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.schemas import Agreed, agree
 from batchserve.storage import transient_reading
@@ -161,7 +161,7 @@ def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     with opened(source.path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
-    return grouped(source, sizes, target_bytes)
+    return cutting.grouped(source, sizes, target_bytes)
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
