@@ -502,7 +502,7 @@ def sweep_kind(home: Path, kind: Kind, faults: Sequence[Fault], step: int = 1, p
     for i, fault in enumerate(faults):
         for number in rig.numbers(fault)[i % step :: step]:
             violations += rig.violations([(fault, number)], figures)
-    chance = random.Random(kind.name)  # noqa: S311  no secret
+    chance = random.Random(kind.name)
     for _ in range(pairs):
         two = [(fault, chance.choice(rig.numbers(fault))) for fault in chance.choices(faults, k=2)]
         violations += rig.violations(two, figures)

@@ -160,7 +160,7 @@ def _harassed(setup: "Setup", kills: int, seed: int) -> Figures:
         number = 0
         while figures.kills < kills:
             number += 1
-            chance = random.Random(f"{seed} {number}")  # noqa: S311  no secret
+            chance = random.Random(f"{seed} {number}")
             most = min(kills - figures.kills, chance.randint(1, _MOST_KILLS))
             job = setup.material.job(f"{setup.name}-{seed}-{number}", number)
             figures += Trial(setup, job, deck, calm_s, chance).run(most)
@@ -256,7 +256,7 @@ def _digest(opened: int) -> str:
     if os.path.isdir(opened):  # noqa: PTH112  a descriptor
         for name in [*sorted(os.listdir(opened)), "_batchserve/manifest.json"]:
             if name != "_batchserve":
-                with open(os.open(name, os.O_RDONLY, dir_fd=opened), "rb") as file:  # noqa: PTH123
+                with open(os.open(name, os.O_RDONLY, dir_fd=opened), "rb") as file:  # noqa: PTH123  a descriptor
                     whole.update(file.read())
     else:
         whole.update(os.pread(opened, os.fstat(opened).st_size, 0))
@@ -488,7 +488,7 @@ class Deck:
     """Kinds of victims in a random order, each as often as the setup wants."""
 
     def __init__(self, kinds: Sequence[str], seed: int) -> None:
-        self._kinds, self._chance = kinds, random.Random(seed)  # noqa: S311  no secret
+        self._kinds, self._chance = kinds, random.Random(seed)
         self._cards: list[str] = []
 
     def draw(self, *, alone: bool) -> str:

@@ -178,7 +178,7 @@ class SimDisk(Disk):
             loss: 0 loses all; 1 keeps names and no bytes, 2 names and half of the bytes; from 3 on
                 chance decides, name by name.
         """
-        chance = random.Random(loss * 7919 + len(self.pending))  # noqa: S311  no secret
+        chance = random.Random(loss * 7919 + len(self.pending))
         new = self.copy()
         new.folders = {node: dict(names) for node, names in self.durable.items()}
         for change in self.pending:

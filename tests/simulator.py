@@ -288,7 +288,7 @@ class Explorer:
 
     def __init__(self, scenario: Scenario, losses: int = LOSSES, seed: int = 0) -> None:
         self._scenario, self._losses = scenario, losses
-        self._chance = random.Random(seed)  # noqa: S311  no secret
+        self._chance = random.Random(seed)
         self._ends: dict[Any, frozenset[str]] = {}
         self._begin = SimDisk()
         if scenario.over:

@@ -477,7 +477,7 @@ def test_an_empty_folder_may_become_a_dataset() -> None:
 
 @OUTPUTS
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_cut_between_publish_and_clean_up_is_done(output: str, overwrite: bool) -> None:  # noqa: FBT001
+def test_a_run_cut_between_publish_and_clean_up_is_done(output: str, overwrite: bool) -> None:
     """The same command finds what was published, leaves it as it is, and clears the workspace away."""
     plan, found = planned(output)
     with workspace.opened(found, plan) as space:

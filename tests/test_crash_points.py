@@ -30,7 +30,7 @@ def test_no_history_breaks_a_promise(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("dataset", [False, True])
-def test_the_parts_of_another_plan_are_never_used(plan: Plan, dataset: bool) -> None:  # noqa: FBT001
+def test_the_parts_of_another_plan_are_never_used(plan: Plan, dataset: bool) -> None:
     """A run over what a run of another plan left is refused as long as a part of it is there."""
     assert simulator.refuses_another_plan(Scenario(plan, dataset))
 

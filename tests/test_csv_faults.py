@@ -228,7 +228,7 @@ def test_a_record_that_is_too_long_is_told_with_bounded_memory(
 
 
 @pytest.mark.parametrize("quoted", [True, False], ids=["quoted", "plain"])
-def test_a_line_of_many_megabytes_is_read(quoted: bool, score: Score) -> None:  # noqa: FBT001
+def test_a_line_of_many_megabytes_is_read(quoted: bool, score: Score) -> None:
     """A text longer than any block is one text."""
     long = "word\n" * 2_000_000 if quoted else "word " * 2_000_000
 

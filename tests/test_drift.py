@@ -179,7 +179,7 @@ def test_widen_says_what_it_does(tmp_path: Path, model: Path, capsys: pytest.Cap
     assert done.err.count("  drift: ") == 2
 
 
-MOMENT = datetime(2013, 1, 31, 5, 6, 7)  # noqa: DTZ001
+MOMENT = datetime(2013, 1, 31, 5, 6, 7)
 
 
 @pytest.mark.parametrize("turned", ["", "turned"])

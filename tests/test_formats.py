@@ -193,7 +193,7 @@ def test_types_that_parquet_lacks_are_refused_by_name(tmp_path: Path, score: Sco
 
 def test_types_that_parquet_changes_are_changed_alike_everywhere(tmp_path: Path, score: Score) -> None:
     """Seconds become milliseconds, as Parquet has no seconds; values stay."""
-    moment = datetime(2013, 1, 31, 5, 6, 7)  # noqa: DTZ001
+    moment = datetime(2013, 1, 31, 5, 6, 7)
     table = pa.table({
         "x": [1], "t": pa.array([moment], pa.timestamp("s")), "d": pa.array([date(2013, 1, 31)], pa.date64()),
     })  # fmt: skip
@@ -275,7 +275,7 @@ def test_a_damaged_file_never_gives_fewer_rows(name: str, tmp_path: Path) -> Non
         tmp_path / name, SMALL, **({"chunksize": 20} if "arrow" in name else {"row_group_size": 20})
     )
     whole = path.read_bytes()
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
 
     for _ in range(150):
         damaged = bytearray(whole)
@@ -332,7 +332,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd_frame,
 }  # fmt: skip
 CODECS = pytest.mark.parametrize("suffix", PACK)
-LINES = "".join(f"{i},{random.Random(i).random()}\n" for i in range(3000)).encode()  # noqa: S311
+LINES = "".join(f"{i},{random.Random(i).random()}\n" for i in range(3000)).encode()
 TEXT = b"x,s\n" + LINES
 
 
@@ -414,7 +414,7 @@ def test_zeros_after_gzip_and_xz_are_padding(tmp_path: Path) -> None:
 @given(data=st.binary(max_size=3000), places=st.lists(st.integers(0, 3500), max_size=4))
 def test_a_packed_file_reads_and_seeks_forward(suffix: str, data: bytes, places: list[int]) -> None:
     """Going forward to any place and reading there gives what the unpacked bytes have there."""
-    path = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"seek{suffix}"  # noqa: S108
+    path = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"seek{suffix}"  # noqa: S108  removed below
     path.write_bytes(PACK[suffix](data))
     try:
         with records.opened(str(path), codec=packed.SUFFIXES[suffix]) as file:
@@ -618,7 +618,7 @@ def test_every_compression_of_parquet_is_read(
     assert score(path).select(["x", "s"]).equals(PLAIN)
 
 
-NOW = datetime(2013, 1, 31, 5, 6, 7, 250_000)  # noqa: DTZ001
+NOW = datetime(2013, 1, 31, 5, 6, 7, 250_000)
 KINDS: dict[str, pa.Array] = {
     "int8": pa.array([1, None], pa.int8()),
     "uint64": pa.array([2**64 - 1, None], pa.uint64()),

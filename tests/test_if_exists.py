@@ -723,7 +723,7 @@ def test_plan_names_the_workspace_that_is_there(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_rejects_of_an_earlier_run_go(there: bool) -> None:  # noqa: FBT001
+def test_rejects_of_an_earlier_run_go(there: bool) -> None:
     """A run without rejects removes the rejects file that a run of ours left."""
     if there:
         score("out.parquet")
@@ -736,7 +736,7 @@ def test_rejects_of_an_earlier_run_go(there: bool) -> None:  # noqa: FBT001
 
 @pytest.mark.parametrize("text", ["my notes\n", '{"reason": "null"}\n', '["plan_id"]\n', ""])
 @pytest.mark.parametrize("there", [False, True])
-def test_a_rejects_file_of_others_is_never_written_over(text: str, there: bool) -> None:  # noqa: FBT001
+def test_a_rejects_file_of_others_is_never_written_over(text: str, there: bool) -> None:
     """A file that is none of ours where rejects would go is told before any work, and stays."""
     if there:
         score("out.parquet")

@@ -128,7 +128,7 @@ TYPES: tuple[tuple[str, Sequence[str], pa.DataType, Sequence[Any]], ...] = (
     ("spaces", [" 1"], pa.string(), [" 1"]),
     ("dates", ["2013-01-31"], pa.date32(), [date(2013, 1, 31)]),
     ("no-such-date", ["2013-02-30"], pa.string(), ["2013-02-30"]),
-    ("timestamps", ["2013-01-31 05:06:07"], pa.timestamp("us"), [datetime(2013, 1, 31, 5, 6, 7)]),  # noqa: DTZ001
+    ("timestamps", ["2013-01-31 05:06:07"], pa.timestamp("us"), [datetime(2013, 1, 31, 5, 6, 7)]),
     ("nanoseconds", ["2013-01-31T05:06:07.123456789"], pa.string(), ["2013-01-31T05:06:07.123456789"]),
     ("offset", ["2013-01-31T05:06:07+02:00"], pa.string(), ["2013-01-31T05:06:07+02:00"]),
     ("booleans", ["true", "false", ""], pa.bool_(), [True, False, None]),
@@ -166,7 +166,7 @@ def test_timestamps_with_z_are_in_utc(score: Score) -> None:
     [
         ("text", "7", "7"), ("string", "7", "7"), ("int", "7", 7), ("int32", "7", 7), ("double", "7", 7.0),
         ("float", "0.5", 0.5), ("bool", "true", True), ("date", "2013-01-31", date(2013, 1, 31)),
-        ("timestamp", "2013-01-31 05:06:07", datetime(2013, 1, 31, 5, 6, 7)),  # noqa: DTZ001
+        ("timestamp", "2013-01-31 05:06:07", datetime(2013, 1, 31, 5, 6, 7)),
     ],
 )  # fmt: skip
 def test_type_decides(kind: str, text: str, value: object, score: Score) -> None:

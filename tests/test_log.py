@@ -244,7 +244,7 @@ def test_texts_survive_in_json() -> None:
     assert line["hint"].startswith("token=***")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")  # noqa: PTH110
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")  # noqa: PTH110  a device
 def test_a_full_disk_under_the_log_is_exit_74(capsys: pytest.CaptureFixture[str]) -> None:
     """A log that cannot be written any more ends the job in words: 74, and nothing is published."""
     done = run(capsys, *SCORE[:-1], "/dev/full")
@@ -254,7 +254,7 @@ def test_a_full_disk_under_the_log_is_exit_74(capsys: pytest.CaptureFixture[str]
     assert not Path("out.parquet").exists()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")  # noqa: PTH110
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")  # noqa: PTH110  a device
 def test_the_last_line_cannot_undo_the_run() -> None:
     """Whatever becomes of a log's last line, the run ended as it did; any other line raises."""
     last = Log("/dev/full")

@@ -84,7 +84,7 @@ def test_a_run_that_lacks_memory_is_halved(job: tuple[str | Path, ...], tmp_path
 
 
 @pytest.mark.parametrize(("example", "matters"), [("iris", True), ("flights", False)])
-def test_the_plan_says_if_halving_changes_bits(example: str, matters: bool) -> None:  # noqa: FBT001
+def test_the_plan_says_if_halving_changes_bits(example: str, matters: bool) -> None:
     """Whether bits depend on the rows of a run is tried, and said before the job begins."""
     folder = EXAMPLES / example
     preview = bs.plan(folder / f"{example}.csv", config=folder / "batchserve.toml")

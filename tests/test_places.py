@@ -63,7 +63,7 @@ def umask(mask: int) -> Iterator[None]:
 
 @OUTPUTS
 @pytest.mark.parametrize("target_there", [False, True])
-def test_a_linked_output_keeps_its_link(output: str, target_there: bool) -> None:  # noqa: FBT001
+def test_a_linked_output_keeps_its_link(output: str, target_there: bool) -> None:
     """Output and receipt go where the link points, dangling or not; the link stays, also when replaced."""
     Path("deep").mkdir()
     Path(output).symlink_to(f"deep/real-{output}")

@@ -36,7 +36,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 def text(rows: int) -> bytes:
     """Return a CSV with quoted line ends, which packs to about a third."""
-    chance = random.Random(7)  # noqa: S311  no secret
+    chance = random.Random(7)
     notes = ("plain", '"two\nlines"', '"say ""so"""')
     lines = [f"{chance.random()},{notes[i % 3]} \n".replace('" ', '"') for i in range(rows)]
     return "".join(["x,note\n", *lines]).encode()
@@ -166,7 +166,7 @@ def test_segments_hold_just_the_records_of_their_partitions(order: str, tmp_path
     partitions = list(made.partitions)
     orders = {
         "forward": partitions, "backward": partitions[::-1], "twice": [*partitions[:3], *partitions[1:]],
-        "mixed": random.Random(3).sample(partitions, len(partitions)),  # noqa: S311  no secret
+        "mixed": random.Random(3).sample(partitions, len(partitions)),
     }  # fmt: skip
 
     with Unpacker(tmp_path, made.recipe.reading, made.partitions) as unpacker:

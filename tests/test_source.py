@@ -41,7 +41,7 @@ NOTES = ['"a\nb"', "plain", '"say ""x"", then\r\n\r\nmore"', "", '"1,2\n3,4\n5,6
 
 def hard(path: Path, end: str = "\n", rows: int = 600) -> Path:
     """Write a CSV with quoted line ends and blank lines, each row with its number."""
-    chance = random.Random(rows)  # noqa: S311
+    chance = random.Random(rows)
     blank = [end * chance.choice([0, 0, 0, 1, 2]) for _ in range(rows)]
     text = "x,s\n" + "".join(f"{i},{NOTES[i % 5]}{end}{blank[i]}" for i in range(1, rows + 1 - 1))
     path.write_text(text + f"{rows},last", newline="")

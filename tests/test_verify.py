@@ -172,7 +172,7 @@ SAME = [
 
 
 @pytest.mark.parametrize(("left", "right", "same"), SAME)
-def test_equal_is_equal_to_the_bit(left: pa.Array, right: pa.Array, same: bool) -> None:  # noqa: FBT001
+def test_equal_is_equal_to_the_bit(left: pa.Array, right: pa.Array, same: bool) -> None:
     """NaN equals NaN, zero does not equal minus zero, and nulls and lists must sit in the same places."""
     assert verify.same(left, right) is same
 

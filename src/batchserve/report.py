@@ -326,6 +326,7 @@ def human_bytes(size: float) -> str:
     """
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:  # noqa: PLR2004  the SI step
-            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"  # noqa: PLR2004
+            decimals = int(size < 10 and unit != "B")  # noqa: PLR2004  two digits are told
+            return f"{size:.{decimals}f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"

@@ -38,8 +38,8 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     output: flags.Output,
     model: flags.ModelPath = None,
     features: flags.Features = None,
-    map: flags.Map = None,  # noqa: A002
-    set: flags.Set = None,  # noqa: A002
+    map: flags.Map = None,
+    set: flags.Set = None,
     outputs: flags.Outputs = None,
     prefix: flags.Prefix = None,
     rows_depend: flags.RowsDepend = None,
@@ -51,14 +51,14 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     max_errors: flags.MaxErrors = None,
     rejects: flags.RejectsFile = None,
     limit: flags.Limit = None,
-    format: flags.Format = None,  # noqa: A002
+    format: flags.Format = None,
     delimiter: flags.Delimiter = None,
     quote: flags.Quote = None,
     escape: flags.Escape = None,
     header: flags.Header = None,
     skip_lines: flags.SkipLines = None,
     encoding: flags.Encoding = None,
-    type: flags.Type = None,  # noqa: A002
+    type: flags.Type = None,
     infer: flags.Infer = None,
     schema_drift: flags.SchemaDrift = None,
     add_source: flags.AddSource = None,
@@ -94,8 +94,8 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     paths: flags.Paths,
     model: flags.ModelPath = None,
     features: flags.Features = None,
-    map: flags.Map = None,  # noqa: A002
-    set: flags.Set = None,  # noqa: A002
+    map: flags.Map = None,
+    set: flags.Set = None,
     outputs: flags.Outputs = None,
     prefix: flags.Prefix = None,
     rows_depend: flags.RowsDepend = None,
@@ -107,14 +107,14 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     max_errors: flags.MaxErrors = None,
     rejects: flags.RejectsFile = None,
     limit: flags.Limit = None,
-    format: flags.Format = None,  # noqa: A002
+    format: flags.Format = None,
     delimiter: flags.Delimiter = None,
     quote: flags.Quote = None,
     escape: flags.Escape = None,
     header: flags.Header = None,
     skip_lines: flags.SkipLines = None,
     encoding: flags.Encoding = None,
-    type: flags.Type = None,  # noqa: A002
+    type: flags.Type = None,
     infer: flags.Infer = None,
     schema_drift: flags.SchemaDrift = None,
     add_source: flags.AddSource = None,
@@ -152,7 +152,7 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
 def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],
-    format: flags.Format = None,  # noqa: A002
+    format: flags.Format = None,
     delimiter: flags.Delimiter = None,
     quote: flags.Quote = None,
     escape: flags.Escape = None,

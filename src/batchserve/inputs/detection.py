@@ -23,6 +23,8 @@ _DELIMITERS = ",;\t|"
 _RARE_DELIMITERS = ": ^~"
 _ALIKE = 0.9
 """The share of rows of one width from which on a table is taken for one."""
+_TELLING_ROWS = 3
+"""Rows of one width that make a rare delimiter believed."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _detected(text: str, asked: Asked) -> tuple[_Marks, bool]:
     if found is None and not asked.delimiter:
         found = _told_by_detector(text, list(_RARE_DELIMITERS))
         rows = _rows(text, _as_asked(asked, found)) if found else []
-        if found and len({len(row.fields) for row in rows}) == 1 and len(rows) > 2:  # noqa: PLR2004
+        if found and len(rows) >= _TELLING_ROWS and len({len(row.fields) for row in rows}) == 1:
             return _as_asked(asked, found), False
         found = None
     marks = _as_asked(asked, found or _Marks(",", '"', None))
@@ -326,7 +328,7 @@ def _are_values(texts: Sequence[str]) -> bool:
 
 def _count_on(names: Sequence[str]) -> bool:
     """Whether names that are numbers count on by one: years over columns, or 0, 1, 2 as pandas writes."""
-    if len(names) < 2 or not all(re.fullmatch(r"(1[89]|20)\d\d|\d{1,3}", name) for name in names):  # noqa: PLR2004
+    if not names[1:] or not all(re.fullmatch(r"(1[89]|20)\d\d|\d{1,3}", name) for name in names):
         return False
     first = int(names[0])
     likely = first == 0 or first > _FIRST_YEAR

@@ -84,8 +84,7 @@ def _expand(name: str, given: Given | None) -> list[_Found]:
     if path.exists():
         return [_Found(path)]
     if glob.has_magic(name):
-        # Path.glob refuses absolute patterns.
-        names = glob.glob(name, recursive=True)  # noqa: PTH207
+        names = glob.glob(name, recursive=True)  # noqa: PTH207  Path.glob refuses absolute patterns
         matches = [p for p in map(Path, names) if p.is_file()]
         if not matches:
             raise NotFoundError(f"{name}: no file matches", "check the pattern")
