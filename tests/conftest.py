@@ -1,4 +1,4 @@
-"""What several test files share: the command, a cluster of processes, the digest of an output."""
+"""What several test files share: the command, a tiny model, a cluster of processes, an output's digest."""
 
 import hashlib
 import os
@@ -6,13 +6,16 @@ import posix
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import LocalCluster
 from hypothesis import settings
 
 from batchserve import trial
+from workbench import Score, ScoreText, doubler, scored
 
 # In its own end of a fork coverage saves what all tests before covered: half a second, thousands of times.
 trial.leave = posix._exit
@@ -40,6 +43,31 @@ def command(tmp_path: Path) -> Command:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that doubles column x."""
+    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture
+def score(model: Path) -> Score:
+    """Score inputs into a table with that model."""
+    return partial(scored, model)
+
+
+@pytest.fixture
+def score_text(tmp_path: Path, score: Score) -> ScoreText:
+    """Score the text of a file into rows with that model."""
+
+    def scored(text: str | bytes, name: str = "in.csv", **options: Any) -> list[dict[str, Any]]:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        rows: list[dict[str, Any]] = score(path, **options).to_pylist()
+        return rows
+
+    return scored
 
 
 @pytest.fixture(scope="session")

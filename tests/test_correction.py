@@ -10,13 +10,7 @@ import pytest
 from pyarrow import feather
 
 import batchserve as bs
-from workbench import doubler, run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that doubles column x."""
-    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
+from workbench import run
 
 
 class Corrector:

@@ -3,7 +3,6 @@
 import gzip
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,7 @@ from batchserve.errors import BatchserveError
 from batchserve.inputs import Block, Reading, Wish, cutting, detection, files
 from batchserve.inputs.dialect import Asked, Dialect
 from messy import CORPUS, Messy
-from workbench import doubler, run
-
-Score = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that doubles column x."""
-    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
-
-
-@pytest.fixture
-def score(tmp_path: Path, model: Path) -> Score:
-    """Score the text of a file into rows."""
-
-    def scored(text: str | bytes, name: str = "in.csv", **options: Any) -> list[dict[str, Any]]:
-        path = tmp_path / name
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        bs.score(path, tmp_path / "out.parquet", model=model, overwrite=True, **options)
-        rows: list[dict[str, Any]] = pq.read_table(tmp_path / "out.parquet").to_pylist()
-        return rows
-
-    return scored
-
+from workbench import ScoreText, run
 
 # -- found by itself --------------------------------------------------------------------------
 
@@ -125,17 +101,17 @@ def test_the_first_file_says_how_all_are_written(tmp_path: Path, model: Path) ->
     assert refused.value.exit_code == 65
 
 
-def test_rows_without_a_header_are_numbered_columns(score: Score) -> None:
+def test_rows_without_a_header_are_numbered_columns(score_text: ScoreText) -> None:
     """Without a header no row is lost, and columns are column_1, column_2, ..."""
-    rows = score("3,a\n4,b\n", map={"x": "column_1"})
+    rows = score_text("3,a\n4,b\n", map={"x": "column_1"})
 
     assert rows == [{"column_1": 3, "column_2": "a", "y": 6.0}, {"column_1": 4, "column_2": "b", "y": 8.0}]
 
 
-def test_a_header_too_narrow_for_its_rows_is_still_one(score: Score) -> None:
+def test_a_header_too_narrow_for_its_rows_is_still_one(score_text: ScoreText) -> None:
     """Rows that end in one delimiter too many are rejects of their number of fields, with the header kept."""
     with pytest.raises(BatchserveError, match=r"in\.csv:2: '1,a,' has 3 fields, not 2"):
-        score("x,c\n1,a,\n2,b,\n")
+        score_text("x,c\n1,a,\n2,b,\n")
 
 
 ODD = "a report\n\nx;c\r" + "".join(f"{i};'t;{i}'\r" for i in range(40))
@@ -182,17 +158,17 @@ def test_frames_and_verify_read_any_dialect(encoding: str, tmp_path: Path, model
     ids=range(13),
 )
 def test_what_is_said_of_a_dialect_holds(
-    options: dict[str, Any], text: str, rows: list[tuple[int, str]], score: Score
+    options: dict[str, Any], text: str, rows: list[tuple[int, str]], score_text: ScoreText
 ) -> None:
     """Every part of the dialect can be said, and the rest is found beside it."""
-    assert [(row["x"], row["c"]) for row in score(text, **options)] == rows
+    assert [(row["x"], row["c"]) for row in score_text(text, **options)] == rows
 
 
-def test_a_header_can_be_said_to_be_a_row_and_a_row_to_be_a_header(score: Score) -> None:
+def test_a_header_can_be_said_to_be_a_row_and_a_row_to_be_a_header(score_text: ScoreText) -> None:
     """--header decides, whatever the first record looks like."""
-    assert len(score("x,c\n1,a\n", header="no", map={"x": "column_1"}, type={"column_1": "text"},
+    assert len(score_text("x,c\n1,a\n", header="no", map={"x": "column_1"}, type={"column_1": "text"},
                      on_null="nan", keep="none", limit=1, skip_lines=1)) == 1  # fmt: skip
-    assert score("1,2\n3,4\n", header="yes", map={"x": "1"}) == [{"1": 3, "2": 4, "y": 6.0}]
+    assert score_text("1,2\n3,4\n", header="yes", map={"x": "1"}) == [{"1": 3, "2": 4, "y": 6.0}]
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz", "A.TSV"])
@@ -261,10 +237,12 @@ def test_score_says_what_may_be_wrong(
     assert (note in done.err) if note else ("is read with" not in done.err)
 
 
-def test_a_column_that_is_missing_from_a_doubtful_file_is_told_with_its_dialect(score: Score) -> None:
+def test_a_column_that_is_missing_from_a_doubtful_file_is_told_with_its_dialect(
+    score_text: ScoreText,
+) -> None:
     """Where a column is missing because the header was taken for a row, the message says what was found."""
     with pytest.raises(BatchserveError, match=r"(?s)no column x.*no header, rows from line 1") as refused:
-        score("1,2\n3,4\n")
+        score_text("1,2\n3,4\n")
 
     assert refused.value.exit_code == 70
 

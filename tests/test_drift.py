@@ -1,8 +1,6 @@
 """Files with other columns than the first: every one is told, or all are made to fit."""
 
-from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,9 @@ from hypothesis import strategies as st
 
 from batchserve.errors import DataError
 from batchserve.inputs import schemas
-from workbench import doubler, run, scored
+from workbench import Score, run
 
-Score = Callable[..., pa.Table]
 WIDEN = {"schema_drift": "widen"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that doubles column x."""
-    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
-
-
-@pytest.fixture
-def score(model: Path) -> Score:
-    """Score inputs into a table."""
-    return partial(scored, model)
 
 
 def texts(folder: Path, **files: str) -> list[Path]:

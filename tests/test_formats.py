@@ -1,16 +1,12 @@
 """Formats and codecs: what goes in comes out, and a damaged file is an error, never fewer rows."""
 
-import bz2
 import gzip
 import io
-import lzma
 import random
 import re
 import zlib
-from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +24,7 @@ from batchserve.errors import BatchserveError, DataError, UsageError
 from batchserve.inputs import Wish, cutting, files, packed, records
 from batchserve.inputs import ipc as reader_of_arrow
 from batchserve.inputs.parquet import translated
-from workbench import doubler, scored
-
-Score = Callable[..., pa.Table]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that doubles column x."""
-    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
-
-
-@pytest.fixture
-def score(model: Path) -> Score:
-    """Score inputs into a table."""
-    return partial(scored, model)
+from workbench import PACK, Score, zstd
 
 
 def written(path: Path, table: pa.Table, **options: Any) -> Path:
@@ -320,17 +302,6 @@ def test_a_wrong_number_of_rows_in_a_footer_is_an_error(
 # -- codecs -----------------------------------------------------------------------------------
 
 
-def zstd_frame(data: bytes) -> bytes:
-    """Pack into one zstd frame."""
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return bytes(sink.getvalue())
-
-
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd_frame,
-}  # fmt: skip
 CODECS = pytest.mark.parametrize("suffix", PACK)
 LINES = "".join(f"{i},{random.Random(i).random()}\n" for i in range(3000)).encode()
 TEXT = b"x,s\n" + LINES
@@ -485,7 +456,7 @@ def test_pzstd_files_begin_with_a_frame_to_skip(tmp_path: Path, score: Score) ->
     """Skippable frames, which parallel packers write, hold no text."""
     skip = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
     path = tmp_path / "a.csv.zst"
-    path.write_bytes(skip + zstd_frame(TEXT) + skip + zstd_frame(LINES))
+    path.write_bytes(skip + zstd(TEXT) + skip + zstd(LINES))
 
     assert score(path).num_rows == 6000
 

@@ -1,7 +1,6 @@
 """Folders like year=2013 give columns."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,9 @@ import pytest
 
 from batchserve.errors import DataError
 from batchserve.inputs import files, folders
-from workbench import doubler, run, scored
+from workbench import PACK, Score, run
 
-Score = Callable[..., pa.Table]
 NULL = "__HIVE_DEFAULT_PARTITION__"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that doubles column x."""
-    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
-
-
-@pytest.fixture
-def score(model: Path) -> Score:
-    """Score inputs into a table."""
-    return partial(scored, model)
 
 
 def laid(folder: Path, content: Mapping[str, Any]) -> Path:
@@ -66,7 +52,7 @@ def test_every_format_takes_columns_from_folders(
     suffix: str, size: str, tmp_path: Path, score: Score
 ) -> None:
     """Whatever the format and the split, each row has the values of its own folder."""
-    from test_formats import PACK, written
+    from test_formats import written
 
     for day in (1, 2):
         folder = tmp_path / "in" / f"day={day}"

@@ -14,16 +14,10 @@ import pytest
 
 import batchserve as bs
 from batchserve.errors import BatchserveError, DataError
-from workbench import doubler, run
+from workbench import run
 
 Score = Callable[..., pa.Table]
 Late = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that doubles column x."""
-    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
 
 
 @pytest.fixture

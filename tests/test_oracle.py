@@ -1,10 +1,7 @@
 """Every format, model, split and number of workers gives the oracle's rows, bit for bit."""
 
-import bz2
-import gzip
 import json
-import lzma
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,12 @@ import models
 import oracle
 from batchserve.inputs import packed
 from conftest import Command, digest
+from workbench import PACK
 
 ROWS = 3_000
 TEXTS = ("kind", "note")
 WIDE = ("a", "b", "c", "d")
 FORMATS = ("csv", "csv.gz", "csv.bz2", "jsonl", "jsonl.gz", "jsonl.xz", "parquet", "arrow")
-PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 NOTES = ("plain", "NA", "", "two\nlines", 'says "so"', "a,b", " \u00e9\u2713 ", "null", "end\r\n", "x" * 40)
 GROUPS = 10
 FILES = 5

@@ -4,8 +4,6 @@ import csv
 import gzip
 import io
 import random
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,7 @@ import batchserve as bs
 from batchserve import inputs, verify
 from batchserve.errors import DataError, OutputError, UsageError
 from batchserve.inputs import cutting, dialect, files, quotes
-from workbench import doubler, run, scored
-
-Score = Callable[..., pa.Table]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that doubles column x."""
-    return doubler(tmp_path_factory.mktemp("model") / "model.onnx")
-
-
-@pytest.fixture
-def score(model: Path) -> Score:
-    """Score inputs into a table."""
-    return partial(scored, model)
-
+from workbench import Score, run
 
 NOTES = ['"a\nb"', "plain", '"say ""x"", then\r\n\r\nmore"', "", '"1,2\n3,4\n5,6"']
 

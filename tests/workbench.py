@@ -1,9 +1,12 @@
 """What the command line tests share: one way to run it, the two examples, and tiny models."""
 
+import bz2
+import gzip
+import lzma
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +26,25 @@ IRIS = EXAMPLES / "iris" / "iris.csv"
 IRIS_MODEL = EXAMPLES / "iris" / "model.onnx"
 FLIGHTS = EXAMPLES / "flights" / "flights.csv"
 IRIS_HEADER = "sepal_length,sepal_width,petal_length,petal_width"
+
+Score = Callable[..., pa.Table]
+"""Scores inputs with the options of `bs.score` into a table."""
+ScoreText = Callable[..., list[dict[str, Any]]]
+"""Scores the text of a file, by its name, with the options of `bs.score` into rows."""
+
+
+def zstd(data: bytes) -> bytes:
+    """Pack into one zstd frame."""
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue())
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd,
+}  # fmt: skip
+"""Suffix of a packed file -> what packs it."""
 
 
 @dataclass(frozen=True, slots=True)
