@@ -13,24 +13,24 @@ import json
 import runpy
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 import differential
+import longform
 import mutants
 import planted
 import zoo
+from longform import Found, Row
 
 MUTANTS = 10_000
 EXAMPLES = 1_000
 ROUNDS = 10
-Row = tuple[str, str | int]
-Found = tuple[list[Row], list[str]]
 FLIGHTS = Path(__file__).parent.parent / "examples" / "flights"
 
 
@@ -137,7 +137,7 @@ def _timed(command: Sequence[object]) -> tuple[subprocess.CompletedProcess[str],
 
 # -- all of it --------------------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[Path, float, int], Found]] = {
+PARTS: dict[str, Callable[..., Found]] = {
     "mutants": mutate, "differential": differ, "planted": plant, "zoo": judge, "flights": fly,
 }  # fmt: skip
 
@@ -149,22 +149,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the long form [default: 1]")
     parser.add_argument("--seed", type=int, default=1, help="of all chance [default: 1]")
     asked = parser.parse_args(arguments)
-    broken = []
-    for name in asked.parts or PARTS:
-        broken += _part(name, asked.share, asked.seed)
-    print("\n".join(["", *broken]) if broken else "\nno promise was broken")
-    return bool(broken)
-
-
-def _part(name: str, share: float, seed: int) -> list[str]:
-    """Run one part and print its rows of the table."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        rows, broken = PARTS[name](Path(home), share, seed)
-    for what, value in [*rows, ("minutes", f"{(time.monotonic() - started) / 60:.1f}")]:
-        shown = f"{value:,}" if isinstance(value, int) else value
-        print(f"{name:<12} {what:<50} {shown}", flush=True)
-    return broken
+    names = asked.parts or PARTS
+    return longform.run({name: partial(PARTS[name], share=asked.share, seed=asked.seed) for name in names})
 
 
 if __name__ == "__main__":
