@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 import models
-from batchserve import commit, target
+from batchserve import receipts, target
 from batchserve.cluster import processes
 from batchserve.cluster.named import Cluster
 from conftest import environment
@@ -622,7 +622,7 @@ class Trial:
         left = [*self._job.left(), *self._processes()]
         if left:
             self._fault(f"left behind: {', '.join(left)}")
-        if commit.receipt_of(target.at(str(self._job.output))) is None:
+        if receipts.receipt_of(target.at(str(self._job.output))) is None:
             self._fault("has no receipt")
         redone = self._redone()
         if not (wrong or self._faults):

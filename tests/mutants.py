@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 import batchserve as bs
 import models
 import splitters
-from batchserve import commit, target
+from batchserve import receipts, target
 from batchserve.errors import BatchserveError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -359,7 +359,7 @@ def _records(seed: Seed, mutant: bytes, folder: Path) -> list[int] | int | None:
         if text is None:
             return None
         mutant, suffix = text, name.rpartition(".")[2]
-    receipt = commit.receipt_of(target.at(str(folder / "out.parquet")))
+    receipt = receipts.receipt_of(target.at(str(folder / "out.parquet")))
     assert receipt is not None
     dialect = receipt.runs[-1].plan.recipe.reading.dialect
     if dialect.streamed:  # places are then those of its UTF-8 text

@@ -20,13 +20,13 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import models
-from batchserve import commit, events, glue, job, outputs, runner, storage, target
-from batchserve.commit import OutputReceipt
+from batchserve import events, glue, job, outputs, runner, storage, target
 from batchserve.config import Job
 from batchserve.errors import OutputError, StorageError
 from batchserve.inputs import Partition, Slice, Source, files
 from batchserve.outputs import Facts, PartWriter, Receipt, RowGroup, Workspace
 from batchserve.planning import Plan
+from batchserve.receipts import OutputReceipt, receipt_of
 from batchserve.rejects import Place, Reject
 from batchserve.target import META_DIR, Target
 from simdisk import LOSSES, ROOT, SimDisk
@@ -407,7 +407,7 @@ def _rejects(disk: SimDisk, found: Target, receipt: OutputReceipt) -> bool:
 
 def _receipt(disk: SimDisk, scenario: Scenario) -> OutputReceipt | None:
     with Run(disk, scenario)._in_place():
-        return commit.receipt_of(scenario.found)
+        return receipt_of(scenario.found)
 
 
 def _counted(disk: SimDisk, scenario: Scenario) -> set[int]:

@@ -28,10 +28,10 @@ from pyarrow import feather
 import faults
 import models
 from batchserve import commit, events, glue, job, outputs, storage, workspace
-from batchserve.commit import OutputReceipt
 from batchserve.config import Job
 from batchserve.errors import MemoryShortError, StorageError, TransientError, from_os, told
 from batchserve.inputs import parquet
+from batchserve.receipts import OutputReceipt
 from conftest import Command, digest, environment
 from faults import FAULTS, KINDS, MAIN, Fault, Figures, Kind, Trip
 from killing import until

@@ -8,7 +8,7 @@ import pytest
 
 import batchserve as bs
 import flips
-from batchserve import commit, scoring, target, verify
+from batchserve import receipts, scoring, target, verify
 from batchserve.errors import DataError, NotFoundError
 from batchserve.model import _sessions
 from batchserve.verify import Verdict
@@ -195,4 +195,4 @@ def test_a_receipt_of_another_output_is_noticed() -> None:
 
     with pytest.raises(DataError, match="plan id: the output carries"):
         verify.verify("out.parquet")
-    assert commit.receipt_of(target.at("out.parquet")) is None
+    assert receipts.receipt_of(target.at("out.parquet")) is None

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from batchserve.commit import OutputReceipt
 from batchserve.config import Job
 from batchserve.errors import OutputError, UsageError, raise_all
 from batchserve.inputs import Source
 from batchserve.inputs.inference import TYPES
 from batchserve.planning import Plan
+from batchserve.receipts import OutputReceipt
 from batchserve.target import Target
 from batchserve.workspace import differences
 

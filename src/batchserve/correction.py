@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from batchserve import append, commit, job, storage, target, workspace
+from batchserve import append, job, storage, target, workspace
 from batchserve.config import Job
 from batchserve.errors import DataError, NotFoundError, UsageError, raise_all
 from batchserve.events import Listener
@@ -19,6 +19,7 @@ from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Layout
 from batchserve.inputs.dialect import COMMON
 from batchserve.inputs.parsing import text_fields
 from batchserve.planning import Plan
+from batchserve.receipts import receipt_of
 from batchserve.rejects import Line
 from batchserve.report import Report, shortest
 from batchserve.storage import translated
@@ -92,7 +93,7 @@ def _plan(rejects: Path, plan_ids: set[str]) -> Plan:
 def _plans_near(rejects: Path) -> list[Plan]:
     found = []
     for each in _targets_near(rejects):
-        receipt = commit.receipt_of(each) if target.taken(each) else None
+        receipt = receipt_of(each) if target.taken(each) else None
         found += [run.plan for run in receipt.runs] if receipt else []
         unfinished = workspace.stored(each)
         found += [unfinished] if unfinished else []

@@ -20,7 +20,6 @@ from batchserve import (
     target,
     workspace,
 )
-from batchserve.commit import OutputReceipt
 from batchserve.config import Job
 from batchserve.errors import (
     AccessError,
@@ -36,6 +35,7 @@ from batchserve.events import Listener
 from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan, Problems
+from batchserve.receipts import OutputReceipt, receipt_of, receipt_of_plan
 from batchserve.rejects import Budget
 from batchserve.report import Report, cut_short, dialect_note, rejected, shortest, where
 from batchserve.runner import Runner
@@ -96,7 +96,7 @@ def _resolved(job: Job, given: Sequence[str]) -> list[Source]:
 
 
 def _appending(sources: list[Source], found: Target) -> _Work:
-    earlier = commit.receipt_of(found)
+    earlier = receipt_of(found)
     if earlier is None:
         raise OutputError(f"{found.path}: its receipt is missing or damaged", "score it again: --overwrite")
     return _Work(append.new_sources(sources, earlier), found, earlier)
@@ -141,7 +141,7 @@ def _remembered(work: _Work) -> Plan | None:
     found = work.target
     before = workspace.stored(found) if found else None
     if before is None and found and target.taken(found):
-        receipt = commit.receipt_of(found)
+        receipt = receipt_of(found)
         before = receipt.runs[-1].plan if receipt else None
     return before if before and list(before.sources) == work.sources else None
 
@@ -223,10 +223,10 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
     if finished := _finished(job, made, found):
         return _Outcome(finished, skipped=True)
     budget = Budget.parse(job.max_errors)
-    there = work.earlier or (commit.receipt_of(found) if target.taken(found) else None)
+    there = work.earlier or (receipt_of(found) if target.taken(found) else None)
     published = there is not None and there.plan_id != made.plan_id and _holds(found, there)
     with workspace.opened(found, made, fresh=job.fresh or published) as space:
-        if job.when_exists == "skip" and (there := commit.published(found, made)):
+        if job.when_exists == "skip" and (there := receipt_of_plan(found, made)):
             workspace.discard(found.workspace)  # another process has done it, while this one waited
             return _Outcome(there, skipped=True)
         _check_still(job, found, work.earlier)
@@ -298,7 +298,7 @@ def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
     """
     if not target.taken(found) or job.when_exists == "append":
         return None
-    there = commit.published(found, made)
+    there = receipt_of_plan(found, made)
     with translated(found.workspace):
         left = storage.disk.is_dir(found.workspace)
     if there and left:
@@ -314,7 +314,7 @@ def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
 
 
 def _of_another_plan(made: Plan, found: Target) -> OutputError:
-    receipt = commit.receipt_of(found)
+    receipt = receipt_of(found)
     path = shortest(str(found.path))
     if receipt is None:
         return OutputError(f"{path}: its receipt is missing or damaged", "score it again: --overwrite")

@@ -13,12 +13,12 @@ import pyarrow as pa
 from batchserve import workspace
 from batchserve.binding import Feed
 from batchserve.casts import exact_integers, number_dtype
-from batchserve.commit import OutputReceipt
 from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, cutting
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
 from batchserve.planning import Plan, usual_rows
+from batchserve.receipts import OutputReceipt
 from batchserve.rejects import Line, Place, RejectGroup
 from batchserve.target import Target
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchserve import scoring, storage, target
-from batchserve.commit import OutputReceipt, Run
 from batchserve.errors import BatchserveError, DataError, NotFoundError
 from batchserve.inputs import Partition, Source
 from batchserve.modelfile import identify
 from batchserve.outputs import RowGroup
+from batchserve.receipts import OutputReceipt, Run
 from batchserve.rows import Rows, aligned
 from batchserve.scoring import Recipe
 from batchserve.storage import translated
