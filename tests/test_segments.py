@@ -11,7 +11,7 @@ import pytest
 import batchserve as bs
 from batchserve import events, inputs, planning, verify
 from batchserve.config import Job
-from batchserve.errors import DataError
+from batchserve.errors import DataError, Problems
 from batchserve.events import Event
 from batchserve.inputs import Extent, Partition, files, packed
 from batchserve.segments import Unpacker
@@ -132,7 +132,7 @@ def test_a_quote_that_is_never_closed_in_a_packed_file_is_told() -> None:
 def planned(name: str = "in.csv.gz") -> planning.Plan:
     """Return the plan of a packed file in many partitions."""
     job = Job(model="double.onnx", partition_size="20k")
-    return planning.make(job, files.resolve([name]), planning.Problems(), {}, {})
+    return planning.make(job, files.resolve([name]), Problems(), {}, {})
 
 
 def rows_of(partition: Partition, made: planning.Plan) -> tuple[list[Any], list[tuple[int, int]]]:

@@ -25,9 +25,11 @@ domain arguments do not survive pickling between processes.
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+T = TypeVar("T")
 
 _SECRETS = (
     (re.compile(r"((?<![\w.+-])[a-z][a-z0-9+.-]*:/{1,2})[^/\s'\"]+@", re.IGNORECASE), r"\1***@"),
@@ -207,6 +209,25 @@ def raise_all(problems: Sequence[BatchserveError]) -> None:
         together = type(problems[0])(f"{len(flat)} problems\n" + "\n".join(lines))
         together.singles = tuple(flat)
         raise together
+
+
+class Problems:
+    """Collects what is wrong, so that all of it can be told at once."""
+
+    def __init__(self) -> None:
+        self._problems: list[BatchserveError] = []
+
+    def attempt(self, call: Callable[[], T], otherwise: T) -> T:
+        """Return what `call` gives; if it fails, remember why and return `otherwise`."""
+        try:
+            return call()
+        except BatchserveError as problem:
+            self._problems.append(problem)
+            return otherwise
+
+    def check(self) -> None:
+        """Raise everything that was remembered as one error."""
+        raise_all(self._problems)
 
 
 def from_os(error: OSError, path: str) -> BatchserveError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from batchserve import binding, codec, planning, scoring
+from batchserve import binding, codec, recipes, scoring
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition, cutting
@@ -72,7 +72,7 @@ class Model:
                 "custom_ops": fspath(custom_ops) if custom_ops else None, "device": device,
             }
         )  # fmt: skip
-        self._spec = planning.named_model(self._job)
+        self._spec = recipes.named_model(self._job)
         self._recipes: dict[str, Recipe] = {}
         self.signature: Signature = session_for(self._spec).signature()
 
@@ -125,7 +125,7 @@ class Model:
         key = batch.schema.to_string()
         if key not in self._recipes:
             look = Look(batch.schema, batch.slice(0, _SAMPLE_ROWS))
-            self._recipes[key] = planning.recipe_for(self._job, self._spec, look)
+            self._recipes[key] = recipes.recipe_for(self._job, self._spec, look)
         return predicted(batch, self._recipes[key])
 
     def _needed(self, table: pa.Table) -> pa.Table:
@@ -134,7 +134,7 @@ class Model:
         return table.select(names) if set(names) <= set(table.column_names) else table
 
     def _reads(self, present: Sequence[str]) -> list[str]:
-        return binding.wanted_columns(self.signature, planning.wish(self._job), present)
+        return binding.wanted_columns(self.signature, recipes.wish(self._job), present)
 
     def __repr__(self) -> str:
         ports = [f"  in   {port}" for port in self.signature.inputs]

@@ -26,6 +26,7 @@ from batchserve.errors import (
     DataError,
     NotFoundError,
     OutputError,
+    Problems,
     RetryError,
     StorageError,
     UsageError,
@@ -34,8 +35,9 @@ from batchserve.errors import (
 from batchserve.events import Listener
 from batchserve.inputs import Source, files
 from batchserve.outputs import Amendment, Receipt, Workspace
-from batchserve.planning import Plan, Problems
+from batchserve.planning import Plan
 from batchserve.receipts import OutputReceipt, receipt_of, receipt_of_plan
+from batchserve.recipes import named_model
 from batchserve.rejects import Budget
 from batchserve.report import Report, cut_short, dialect_note, rejected, shortest, where
 from batchserve.runner import Runner
@@ -110,7 +112,7 @@ def _nothing_new(job: Job, work: _Work, problems: Problems) -> OutputReceipt | N
     """
     if work.earlier is None or work.sources:
         return None
-    problems.attempt(lambda: planning.named_model(job), None)
+    problems.attempt(lambda: named_model(job), None)
     problems.check()
     return work.earlier
 

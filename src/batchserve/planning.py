@@ -5,48 +5,28 @@ of the model and the output, how the run is shown).
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import __version__, codec, inputs, lists, memory, predictions, proof
-from batchserve.binding import Binding, Feed, Wish, bind
+from batchserve import __version__, codec, inputs
 from batchserve.config import Job
-from batchserve.errors import (
-    BatchserveError,
-    ModelError,
-    StallError,
-    UsageError,
-    did_you_mean,
-    raise_all,
-)
-from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Reading, Source, cutting, inference
+from batchserve.errors import ModelError, Problems, StallError
+from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Source, cutting
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
-from batchserve.model import Signature, Tensor, runtime_version, session_for
-from batchserve.modelfile import ModelSpec, identify
+from batchserve.model import runtime_version, session_for
+from batchserve.modelfile import ModelSpec
 from batchserve.outputs import PLAN_KEY, Amendment
-from batchserve.predictions import Prediction
-from batchserve.runs import Runs
-from batchserve.scoring import Recipe, padded
+from batchserve.recipes import named_model, recipe_for
+from batchserve.scoring import Recipe
 from batchserve.storage import patiently
 
-BATCH_ROWS = 1024
-"""Rows per run of the model. Tree and one-hot models ran twice as fast at 1,024 to 4,096 as at
-16,384 and more, where tensors leave the cache."""
-_LEAST_BATCH_ROWS = 64
-_MOST_BATCH_BYTES = 32 << 20
-"""Of the inputs of one run, unless that would be less than 64 rows."""
 _MIN_PARTITION_BYTES = 8 << 20
 _MAX_PARTITION_BYTES = 32 << 20
 _PARTITIONS_AIM = 32
-
-T = TypeVar("T")
 
 
 class Plan(BaseModel, frozen=True):
@@ -98,25 +78,6 @@ class Plan(BaseModel, frozen=True):
         return sum(partition.size_bytes for partition in self.partitions)
 
 
-class Problems:
-    """Collects what is wrong, so that all of it can be told at once."""
-
-    def __init__(self) -> None:
-        self._problems: list[BatchserveError] = []
-
-    def attempt(self, call: Callable[[], T], otherwise: T) -> T:
-        """Return what `call` gives; if it fails, remember why and return `otherwise`."""
-        try:
-            return call()
-        except BatchserveError as problem:
-            self._problems.append(problem)
-            return otherwise
-
-    def check(self) -> None:
-        """Raise everything that was remembered as one error."""
-        raise_all(self._problems)
-
-
 def make(
     job: Job, sources: Sequence[Source], problems: Problems, types: dict[str, str], hints: dict[str, str]
 ) -> Plan:
@@ -166,225 +127,6 @@ _ASKED = {
     "features", "map", "set", "outputs", "prefix", "custom_ops", "device", "rows_depend", "keep", "on_null",
     "on_nonfinite",
 }  # fmt: skip
-
-
-def named_model(job: Job) -> ModelSpec:
-    """Return the model that the job names.
-
-    Raises:
-        UsageError: It names none.
-        NotFoundError: There is no such file.
-    """
-    if not job.model:
-        raise UsageError(
-            "no model is named", "say --model PATH, set BATCHSERVE_MODEL, or put model = in batchserve.toml"
-        )
-    return identify(job.model, job.device, job.custom_ops)
-
-
-def wish(job: Job) -> Wish:
-    """Return what the user said about columns and inputs."""
-    return Wish(features=job.features, map=job.map, set=job.set, on_null=job.on_null)
-
-
-def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = ()) -> Recipe:
-    """Bind a model to columns, see what it gives, and prove that its rows are independent.
-
-    Args:
-        job: What the user wants.
-        spec: The model.
-        look: The columns and some rows.
-        fixed: Columns whose type the user set.
-
-    Raises:
-        BatchserveError: Model, columns and wishes do not fit; all problems are told.
-    """
-    signature = session_for(spec).signature()
-    problems = Problems()
-    none: tuple[str, ...] = ()
-    bound = problems.attempt(lambda: bind(signature, look.schema, wish(job)), Binding(feeds=()))
-    names = problems.attempt(lambda: _outputs(job, signature), none)
-    keep = problems.attempt(lambda: _keep(job, look.schema.names), none)
-    problems.check()
-    look = _as_numbers(look, bound)
-    binding = codec.settled(bound, look.sample)
-    whole = binding.fixed_batch is not None
-    session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
-    batch_rows = _batch_rows(job, binding)
-    tensors = _first_rows(look, binding, batch_rows)
-    worked = False
-    if not (job.batch_rows or whole):
-        untimed = Runs(session_for(spec), constants=binding.constant_tensors)
-        batch_rows, worked = _fitting(job, untimed, names, tensors, batch_rows)
-        tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
-    if not (worked or job.rows_depend):
-        tensors = proof.runnable(session, names, tensors, batch_rows)
-    values = _observed(session, names, tensors, batch_rows)
-    seen = _predictions(job, signature, values, batch_rows)
-    _check_clash(seen, keep)
-    if not job.rows_depend:
-        proof.prove(spec, session, values, tensors, batch_rows)
-    matters = not whole and proof.size_matters(session, seen, tensors, batch_rows)
-    wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
-    reading = Reading(
-        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows,
-        dialect=look.found.dialect,
-    )  # fmt: skip
-    added = [pa.field(p.column, predictions.decode(p, values[p.output]).type) for p in seen]
-    kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
-    return Recipe(
-        model=spec, reading=reading, binding=binding, predictions=seen, keep=keep,
-        schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
-        rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
-    )  # fmt: skip
-
-
-def _as_numbers(look: Look, binding: Binding) -> Look:
-    """Type columns that the model reads as numbers by their numbers: a text that is none is a reject.
-
-    So a column does not become text by a bad row that the sample happens to hold.
-    """
-    kinds = {name: look.numbers[name] for name in binding.numeric if name in look.numbers}
-    if not kinds:
-        return look
-    fields, columns = list(look.schema), list(look.sample.columns)
-    for name, kind in kinds.items():
-        i = look.schema.get_field_index(name)
-        fields[i], columns[i] = fields[i].with_type(kind), inference.as_numbers(columns[i], kind)
-    schema = pa.schema(fields)
-    return replace(look, schema=schema, sample=pa.RecordBatch.from_arrays(columns, schema=schema))
-
-
-def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:
-    known = [port.name for port in signature.outputs]
-    unknown = [name for name in job.outputs if name not in known]
-    hint = f"its outputs are: {', '.join(known)}"
-    raise_all([
-        UsageError(f"--outputs {name}: the model has no such output", did_you_mean(name, known) or hint)
-        for name in unknown
-    ])  # fmt: skip
-    wanted = [port for port in signature.outputs if port.name in (job.outputs or known)]
-    raise_all([problem for port in wanted if (problem := predictions.refusal(port))])
-    return tuple(job.outputs or known)
-
-
-def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
-    if job.keep == ("all",):
-        return tuple(names)
-    source = (SOURCE_FILE, SOURCE_ROW) if job.add_source else ()
-    if job.keep == ("none",):
-        return source
-    unknown = [name for name in job.keep if name not in names]
-    hint = f"columns are: {', '.join(names)}"
-    raise_all([
-        UsageError(f"--keep {name}: no such column", did_you_mean(name, names) or hint)
-        for name in unknown
-    ])  # fmt: skip
-    return tuple(name for name in names if name in {*job.keep, *source})
-
-
-def usual_rows(binding: Binding) -> int:
-    """Return the rows per run of a model, if nobody asks for others and memory is enough."""
-    rows = BATCH_ROWS
-    while rows > _LEAST_BATCH_ROWS and rows * binding.row_bytes > _MOST_BATCH_BYTES:
-        rows //= 2
-    return rows
-
-
-def _batch_rows(job: Job, binding: Binding) -> int:
-    fixed = binding.fixed_batch
-    if fixed is None:
-        return job.batch_rows or usual_rows(binding)
-    if job.batch_rows not in {None, fixed}:
-        message = f"--batch-rows {job.batch_rows}: the model takes exactly {fixed} rows"
-        raise UsageError(message, "leave it out")
-    return fixed
-
-
-def _fitting(
-    job: Job, session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
-) -> tuple[int, bool]:
-    """Lower the rows of a run until all workers' runs fit into memory at once.
-
-    Returns:
-        The rows, and whether a run of so many was tried and ended well.
-    """
-    elsewhere = bool(job.cluster or job.scheduler)
-    if elsewhere and not job.memory_limit:
-        return batch_rows, False
-    workers = job.workers or len(os.sched_getaffinity(0))
-    share = memory.share_bytes(workers, job.memory_limit, processes=workers if elsewhere else 1)
-
-    def run(rows: int) -> None:
-        session.once(names, {name: padded(tensor[:rows], rows) for name, tensor in tensors.items()})
-
-    return memory.fitting_rows(run, batch_rows, share, job.stall_timeout)
-
-
-def _first_rows(look: Look, binding: Binding, batch_rows: int) -> dict[str, Tensor]:
-    """Encode the first sampled rows that the model can take; one made-up row if there is none."""
-    encoded, misfits = codec.encode(look.sample, binding, ())
-    _check_texts(look, binding, misfits)
-    good = np.ones(look.sample.num_rows, dtype=bool)
-    good[[misfit.row for misfit in misfits]] = False
-    if good.any():
-        return {name: tensor[good][:batch_rows] for name, tensor in encoded.tensors.items()}
-    made = {"object": ""}
-    return {
-        feed.input: np.full(_row_shape(feed), made.get(feed.dtype, 0), feed.dtype) for feed in binding.feeds
-    }
-
-
-def _row_shape(feed: Feed) -> tuple[int, ...]:
-    if feed.packed:
-        return (1, *(dim or 0 for dim in feed.shape))
-    return (1, len(feed.columns))[: feed.rank]
-
-
-def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) -> None:
-    """Refuse a text column for numbers if not one of its sampled texts is a number."""
-    problems: list[BatchserveError] = []
-    for name in binding.numeric:
-        if lists.is_list(look.schema.field(name).type):
-            continue
-        bad = [m for m in misfits if m.column == name and m.kind == "CAST"]
-        if not bad:
-            continue
-        texts = codec.without_null_texts(look.sample.column(name))
-        if len(bad) == len(texts) - texts.null_count:
-            message = f"column {name} holds text ({bad[0].value!r}), the model wants numbers"
-            problems.append(ModelError(message, "read another column: --map INPUT=COLUMN, or --features"))
-    raise_all(problems)
-
-
-def _observed(
-    session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
-) -> dict[str, Any]:
-    """Run the model once to see what its outputs really are: shapes may be symbolic."""
-    batch = {name: padded(tensor, batch_rows) for name, tensor in tensors.items()}
-    return dict(zip(names, session.run(names, batch), strict=True))
-
-
-def _predictions(
-    job: Job, signature: Signature, values: Mapping[str, Any], batch_rows: int
-) -> tuple[Prediction, ...]:
-    """Decide the columns that outputs become.
-
-    Independent rows of one run have one size; a run of one row may give any, as may --rows-depend.
-    """
-    loose = batch_rows == 1 or job.rows_depend
-    free = {port.name for port in signature.outputs if loose and predictions.varies(port)}
-    return tuple(
-        predictions.observe(name, job.prefix + name, each, batch_rows, open_sizes=name in free)
-        for name, each in values.items()
-    )
-
-
-def _check_clash(seen: Sequence[Prediction], keep: Sequence[str]) -> None:
-    clash = [p.column for p in seen if p.column in keep]
-    if clash:
-        message = f"column {', '.join(clash)}: is in the input and would be an output of the model too"
-        raise UsageError(message, "name the predictions apart: --prefix model_")
 
 
 def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect) -> tuple[Partition, ...]:

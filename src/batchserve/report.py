@@ -17,8 +17,9 @@ from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, cutting
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
-from batchserve.planning import Plan, usual_rows
+from batchserve.planning import Plan
 from batchserve.receipts import OutputReceipt
+from batchserve.recipes import usual_rows
 from batchserve.rejects import Line, Place, RejectGroup
 from batchserve.target import Target
 
