@@ -10,6 +10,7 @@ from typing import Any
 from batchserve import (
     append,
     chain,
+    collection,
     commit,
     crash,
     events,
@@ -40,7 +41,6 @@ from batchserve.receipts import OutputReceipt, receipt_of, receipt_of_plan
 from batchserve.recipes import named_model
 from batchserve.rejects import Budget
 from batchserve.report import Report, cut_short, dialect_note, rejected, shortest, where
-from batchserve.runner import Runner
 from batchserve.storage import translated, translated_writing
 from batchserve.target import Target
 
@@ -238,13 +238,13 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         avoided = frozenset(each.partition.index for each in crashes)
         todo = len(made.partitions) - len(done)
         with runner.opened(job, made, space, listener, cluster, avoided, todo) as running:
-            receipts = _collected(made, done, running, listener, crashes, budget)
+            receipts = collection.collected(made, done, running, listener, crashes, budget)
             if needed := chain.amendments(made.partitions, receipts):
                 workspace.discard(found.workspace)
                 return _Outcome(None, amended=needed)
             if len(receipts) < len(made.partitions):
                 raise _refused(made, found, space, receipts)
-            ordered = _sound(made, space, receipts, running, listener)
+            ordered = collection.sound(made, space, receipts, running, listener)
         _check_unchanged(made, found)
         rejected = sum(receipt.facts.rows_rejected for receipt in ordered)
         within = budget.allows(rejected, sum(receipt.facts.rows_in for receipt in ordered))
@@ -332,76 +332,6 @@ def _check_still(job: Job, found: Target, earlier: OutputReceipt | None) -> None
     appeared = earlier is None and job.when_exists != "overwrite" and target.taken(found)
     if appeared or (earlier and target.published_plan_id(found) != earlier.plan_id):
         raise RetryError(f"{found.path}: was written to meanwhile", "run the same command again")
-
-
-def _collected(
-    made: Plan, done: Sequence[Receipt], running: Runner, listener: Listener,
-    crashes: Sequence[crash.Crash] = (), budget: Budget | None = None,
-) -> dict[int, Receipt]:  # fmt: skip
-    """Gather every partition's receipt; those that began at a wrong guess are scored again.
-
-    It ends before all are there when a column type must be amended, and when there are so many
-    rejects that it is of no use to look for more.
-
-    Raises:
-        BatchserveError: Of the partitions that crashed, when all others are scored.
-    """
-    receipts = {receipt.partition: receipt for receipt in done}
-    settled = receipts.keys() | {each.partition.index for each in crashes}
-    todo = [p for p in made.partitions if p.index not in settled]
-    listener.on(
-        events.Planned(
-            plan_id=made.plan_id, partitions=len(made.partitions), partitions_done=len(receipts),
-            bytes_total=made.bytes_total, workers=running.workers,
-        )
-    )  # fmt: skip
-    for receipt in receipts.values():
-        listener.on(_told(receipt, resumed=True))
-    amending = False
-    rejected = sum(receipt.facts.rows_rejected for receipt in done)
-    for receipt in running.score(todo):
-        receipts[receipt.partition] = receipt
-        listener.on(_told(receipt))
-        amending = amending or bool(receipt.facts.amendments)
-        if amending and chain.amendments(made.partitions, receipts):
-            return receipts
-        rejected += receipt.facts.rows_rejected
-        if (
-            budget
-            and budget.hopeless(rejected)
-            and budget.hopeless(chain.rejected(made.partitions, receipts))
-        ):
-            return receipts
-    if crashes:
-        raise crash.error(crashes, len(made.partitions))
-    while wrong := chain.misguessed(made.partitions, receipts):
-        receipts |= {receipt.partition: receipt for receipt in running.score([wrong])}
-    return receipts
-
-
-def _told(receipt: Receipt, *, resumed: bool = False) -> events.PartitionScored:
-    facts = receipt.facts
-    return events.PartitionScored(
-        index=receipt.partition, rows_in=facts.rows_in, rows_rejected=facts.rows_rejected,
-        bytes_in=facts.bytes_in, seconds=facts.seconds, resumed=resumed,
-    )  # fmt: skip
-
-
-def _sound(
-    made: Plan, space: Workspace, receipts: dict[int, Receipt], running: Runner, listener: Listener
-) -> list[Receipt]:
-    """Return the receipts in order, every part compared with its own; a damaged one is redone."""
-    ordered = [receipts[p.index] for p in made.partitions]
-    bad = commit.damaged(space, ordered)
-    if not bad:
-        return ordered
-    listener.on(events.Noted(text=f"{len(bad)} of the parts changed on the disk: scored again"))
-    receipts = _collected(made, workspace.done(space, made.partitions), running, listener)
-    ordered = [receipts[p.index] for p in made.partitions]
-    if commit.damaged(space, ordered):
-        message = f"{space.path}: parts change after they were written"
-        raise StorageError(message, "check the disk, then run the same command again")
-    return ordered
 
 
 def _check_unchanged(made: Plan, found: Target) -> None:
