@@ -116,12 +116,7 @@ def _as_numbers(look: Look, binding: Binding) -> Look:
 
 def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:
     known = [port.name for port in signature.outputs]
-    unknown = [name for name in job.outputs if name not in known]
-    hint = f"its outputs are: {', '.join(known)}"
-    raise_all([
-        UsageError(f"--outputs {name}: the model has no such output", did_you_mean(name, known) or hint)
-        for name in unknown
-    ])  # fmt: skip
+    _check_known(job.outputs, known, "--outputs {}: the model has no such output", "its outputs are")
     wanted = [port for port in signature.outputs if port.name in (job.outputs or known)]
     raise_all([problem for port in wanted if (problem := predictions.refusal(port))])
     return tuple(job.outputs or known)
@@ -133,13 +128,14 @@ def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
     source = (SOURCE_FILE, SOURCE_ROW) if job.add_source else ()
     if job.keep == ("none",):
         return source
-    unknown = [name for name in job.keep if name not in names]
-    hint = f"columns are: {', '.join(names)}"
-    raise_all([
-        UsageError(f"--keep {name}: no such column", did_you_mean(name, names) or hint)
-        for name in unknown
-    ])  # fmt: skip
+    _check_known(job.keep, names, "--keep {}: no such column", "columns are")
     return tuple(name for name in names if name in {*job.keep, *source})
+
+
+def _check_known(named: Sequence[str], known: Sequence[str], message: str, listed: str) -> None:
+    hint = f"{listed}: {', '.join(known)}"
+    unknown = [name for name in named if name not in known]
+    raise_all([UsageError(message.format(name), did_you_mean(name, known) or hint) for name in unknown])
 
 
 def usual_rows(binding: Binding) -> int:
