@@ -9,6 +9,7 @@ Each mutant is scored in a process of its own, forked from one that has imported
 import argparse
 import gzip
 import importlib
+import io
 import json
 import lzma
 import os
@@ -36,6 +37,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from pyarrow import ipc
 
 import batchserve as bs
 import models
@@ -123,6 +125,9 @@ def seeds(home: Path) -> list[Seed]:
         Seed("iris.parquet", _parquet(home, iris, 40), iris_model),
         Seed("checked.parquet", _parquet(home, iris, 40, write_page_checksum=True), iris_model),
         Seed("flights.parquet", _parquet(home, flights, 100, compression="zstd"), flights_model),
+        Seed("iris.arrow", _arrow(ipc.new_file, iris), iris_model),
+        Seed("flights.arrow", _arrow(ipc.new_file, flights, compression="zstd"), flights_model),
+        Seed("iris stream.arrow", _arrow(ipc.new_stream, iris), iris_model),
         Seed("iris.csv.gz", _gzip(iris), iris_model | told),
         Seed("iris.jsonl.gz", _gzip(_json(iris)), iris_model),
         Seed("streams.csv.gz", b"".join(map(_gzip, _halves(iris))), iris_model | told),
@@ -161,6 +166,14 @@ def _parquet(home: Path, text: bytes, group: int, **options: Any) -> bytes:
     path = home / "made.parquet"
     pq.write_table(pacsv.read_csv(pa.BufferReader(text)), path, row_group_size=group, **options)
     return path.read_bytes()
+
+
+def _arrow(open_: Callable[..., Any], text: bytes, **options: Any) -> bytes:
+    table = pacsv.read_csv(pa.BufferReader(text))
+    sink = io.BytesIO()
+    with open_(sink, table.schema, options=ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table, max_chunksize=50)
+    return sink.getvalue()
 
 
 def _model_seeds(home: Path, iris: bytes) -> Iterator[Seed]:
@@ -297,7 +310,8 @@ def _refusal_fault(seed: Seed, mutant: bytes, error: BatchserveError) -> str:
     if "bug in batchserve" in error.message:
         return str(error)
     suffix = seed.name.rpartition(".")[2]
-    if "stream is damaged" in error.message and splitters.unpacked(mutant, suffix) is not None:
+    damaged = suffix in PACK and "stream is damaged" in error.message
+    if damaged and splitters.unpacked(mutant, suffix) is not None:
         return f"is not damaged: {error}"
     return "" if _is_possible(error.message, mutant, suffix) else f"cannot be there: {error}"
 
@@ -307,10 +321,16 @@ def _is_possible(message: str, mutant: bytes, suffix: str) -> bool:
     place = re.search(r"after (byte|row) ([\d,]+)", message)
     if place is None:
         return True
-    reached = (
-        splitters.parquet_rows(mutant) or 0 if place[1] == "row" else splitters.readable_bytes(mutant, suffix)
-    )
-    return int(place[2].replace(",", "")) <= reached
+    return int(place[2].replace(",", "")) <= _reached(mutant, suffix)
+
+
+def _reached(mutant: bytes, suffix: str) -> int:
+    """Return the rows, or of a packed text the bytes, that an independent reader gets to."""
+    if suffix == "parquet":
+        return splitters.parquet_rows(mutant) or 0
+    if suffix == "arrow":
+        return splitters.readable_arrow_rows(mutant)
+    return splitters.readable_bytes(mutant, suffix)
 
 
 def _endless_fault(seed: Seed, mutant: bytes, folder: Path, error: BatchserveError) -> str:
@@ -354,6 +374,8 @@ def _records(seed: Seed, mutant: bytes, folder: Path) -> list[int] | int | None:
     name, _, suffix = seed.name.rpartition(".")
     if suffix == "parquet":
         return splitters.parquet_rows(mutant)
+    if suffix == "arrow":
+        return splitters.arrow_rows(mutant)
     if suffix in {"gz", "bz2", "xz"}:
         text = splitters.unpacked(mutant, suffix)
         if text is None:

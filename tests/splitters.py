@@ -1,7 +1,7 @@
 """How many records a file has, said again in a few lines that know nothing of batchserve.
 
-Text is walked byte by byte, packed files are unpacked by Python's own modules, and of Parquet the
-footer is read as what it is, a Thrift struct.
+Text is walked byte by byte, packed files are unpacked by Python's own modules, the footer of Parquet
+is read as what it is, a Thrift struct, and the messages of Arrow as tables of Flatbuffers.
 """
 
 import bz2
@@ -131,6 +131,72 @@ def parquet_rows(raw: bytes) -> int | None:
     except (IndexError, ValueError, RecursionError):
         return None
     return rows if isinstance(rows, int) else None
+
+
+def arrow_rows(raw: bytes) -> int | None:
+    """Return the rows that the messages of an Arrow file or stream state, or None if they cannot be read."""
+    found = list(_arrow_rows(raw))
+    return None if None in found else sum(filter(None, found))
+
+
+def readable_arrow_rows(raw: bytes) -> int:
+    """Return the rows that are stated before a message that cannot be read."""
+    return sum(filter(None, _arrow_rows(raw)))
+
+
+def _arrow_rows(raw: bytes) -> Iterator[int | None]:
+    """Give the rows of each record batch, then None if it goes on and cannot be read."""
+    try:
+        for at in _blocks(raw) if raw.startswith(b"ARROW1") else _messages(raw):
+            yield _stated(raw, at)
+    except (struct.error, IndexError):
+        yield None
+
+
+def _blocks(raw: bytes) -> Iterator[int]:
+    """Give where the footer of an Arrow file says that record batches are."""
+    (size,) = struct.unpack("<i", raw[-10:-6])
+    footer = len(raw) - 10 - size
+    vector = _followed(raw, _field(raw, _followed(raw, footer), 3))
+    for i in range(_number(raw, vector, "<I")):
+        yield _number(raw, vector + 4 + 24 * i, "<q")
+
+
+def _messages(raw: bytes) -> Iterator[int]:
+    """Give where the messages of an Arrow stream are that are record batches."""
+    at = 0
+    while (size := _number(raw, at + 4, "<I")) and at < len(raw):
+        message = _followed(raw, at + 8)
+        if raw[_field(raw, message, 1)] == _RECORD_BATCH:
+            yield at
+        body = _field(raw, message, 3)
+        at += 8 + size + (_number(raw, body, "<Q") if body else 0)
+
+
+_RECORD_BATCH = 3
+
+
+def _stated(raw: bytes, at: int) -> int:
+    """Return the rows that the record batch at `at` states."""
+    length = _field(raw, _followed(raw, _field(raw, _followed(raw, at + 8), 2)), 0)
+    return _number(raw, length, "<q") if length else 0
+
+
+def _number(raw: bytes, at: int, kind: str) -> int:
+    return int(struct.unpack_from(kind, raw, at)[0])
+
+
+def _followed(raw: bytes, at: int) -> int:
+    return at + _number(raw, at, "<I")
+
+
+def _field(raw: bytes, table: int, index: int) -> int:
+    """Return where field `index` of a table of Flatbuffers is, or 0 if it is not there."""
+    names = table - _number(raw, table, "<i")
+    if 4 + 2 * index >= _number(raw, names, "<H"):
+        return 0
+    offset = _number(raw, names + 4 + 2 * index, "<H")
+    return table + offset if offset else 0
 
 
 class _Thrift:

@@ -434,6 +434,18 @@ def test_a_hexadecimal_text_is_no_number(dtype: str) -> None:
     assert [(m.row, m.kind, m.value) for m in misfits] == [(1, "CAST", "0x1F")]
 
 
+def test_a_text_past_every_double_is_a_range_misfit() -> None:
+    """1e400 is a finite number that no double holds, so it is RANGE; infinity itself is one."""
+    tensor, misfits = encoded(
+        pa.array(["1e400", "-1e400", None, "-Inf", "infinity", "x", "1e308"]), "float64", "fill", "5"
+    )
+
+    assert tensor[[2, 3, 4, 6]].tolist() == [5, -np.inf, np.inf, 1e308]
+    assert [(m.row, m.kind, m.value) for m in sorted(misfits, key=lambda m: m.row)] == [
+        (0, "RANGE", "1e400"), (1, "RANGE", "-1e400"), (5, "CAST", "x"),
+    ]  # fmt: skip
+
+
 PAST = ("1.5", "9223372036854775808.0", "-9223372036854775809.0")
 
 

@@ -104,6 +104,14 @@ def test_what_is_no_number_is_a_reject_of_its_column(text: str, score: Score) ->
     assert f"in.csv:6: {text!r} is no number" in message
 
 
+def test_a_number_past_every_double_is_a_reject_of_its_column(score: Score) -> None:
+    """1e400 is RANGE where the model needs a number, and not the infinity that it would be read as."""
+    message = told(score, f"x,c\n{GOOD}1e400,e\n")
+
+    assert "RANGE x" in message
+    assert "in.csv:6: '1e400' does not fit in float64" in message
+
+
 @pytest.mark.parametrize("text", ["", "NA", "N/A", "null", "NaN", "nan", "None", "#N/A", "<NA>"])
 def test_a_missing_number_is_a_null(text: str, score: Score) -> None:
     """Every usual spelling of a missing number is a null, which is rejected unless it is said what it is."""

@@ -5,11 +5,14 @@ import gzip
 import io
 import lzma
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import ipc
 
 import batchserve as bs
 import models
@@ -21,7 +24,7 @@ COUNT = 500
 
 
 def test_every_record_of_a_mutated_file_is_scored_or_rejected_at_its_place() -> None:
-    """500 mutants of 23 files: no traceback, no hang, no gigabyte; rows and rejects are all records."""
+    """500 mutants of 26 files: no traceback, no hang, no gigabyte; rows and rejects are all records."""
     found = mutants.run(COUNT)
 
     assert found.faults == []
@@ -105,6 +108,19 @@ def test_the_rows_of_parquet_are_read_from_its_footer() -> None:
     assert splitters.parquet_rows(sink.getvalue()) == 777
     assert splitters.parquet_rows(sink.getvalue()[:-1]) is None
     assert splitters.parquet_rows(b"PAR1\x15\x02\x19\x09\x00\x00\x00PAR1") is None
+
+
+@pytest.mark.parametrize("open_", [ipc.new_file, ipc.new_stream])
+def test_the_rows_of_arrow_are_read_from_its_messages(open_: Callable[..., Any]) -> None:
+    """The reader of messages, which knows no Arrow, finds the rows; of a cut file it finds none."""
+    table = pa.table({"a": range(777), "b": ["x"] * 777})
+    sink = io.BytesIO()
+    with open_(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+
+    assert splitters.arrow_rows(sink.getvalue()) == 777
+    assert splitters.arrow_rows(sink.getvalue()[:-9]) is None
+    assert splitters.readable_arrow_rows(sink.getvalue()[:-9]) in {0, 777}  # a file's footer, a stream's end
 
 
 # -- the judge itself -------------------------------------------------------------------------

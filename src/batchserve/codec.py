@@ -1,7 +1,7 @@
 """Columns to tensors, as the binding says. Pure: no files, no model."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
@@ -281,7 +281,18 @@ def _parsed(column: pa.Array, name: str, dtype: np.dtype[Any], misfits: list[Mis
         column, numbers = _without_words(column, name, misfits), None
     if dtype.kind in "iu":
         return _integers(column.to_pylist(), name, dtype, misfits)
-    return column.cast(pa.float64()) if numbers is None else numbers
+    numbers = column.cast(pa.float64()) if numbers is None else numbers
+    misfits += _overflown(column, numbers, name)
+    return numbers
+
+
+def _overflown(texts: pa.StringArray, numbers: pa.DoubleArray, name: str) -> Iterator[Misfit]:
+    """Find numbers that no double holds: Arrow reads 1e400 as infinity without a word."""
+    infinite = np.isinf(raw_values(numbers)) & raw_values(numbers.is_valid()).astype(bool)
+    for row in map(int, np.flatnonzero(infinite)):
+        text = texts[row].as_py()
+        if not text.strip(" +-").lower().startswith("inf"):
+            yield Misfit(row, name, "RANGE", text, "does not fit in float64")
 
 
 _HEXADECIMAL = pc.MatchSubstringOptions("[xX]")
