@@ -232,11 +232,15 @@ def test_a_graph_needs_an_output(folder: Path, options: dict[str, Any]) -> None:
         bs.plan(folder / "in.csv", **options).graph()
 
 
-def test_one_partition_imports_no_dask(folder: Path, tmp_path: Path) -> None:
-    """A job of one partition is scored in place: neither Dask nor distributed is ever imported."""
+@pytest.mark.parametrize(("more", "in_place"), [("", True), (", partition_size=2000, workers=2", False)])
+def test_a_job_of_this_process_imports_no_dask(
+    more: str, in_place: bool, folder: Path, tmp_path: Path
+) -> None:
+    """One partition is scored in place, several on threads: neither Dask nor distributed is ever imported."""
+    files = f"{str(folder / 'in.csv')!r}, 'out.parquet', model={str(folder / 'named.onnx')!r}"
     script = (
         "import sys, batchserve as bs\n"
-        f"r = bs.score({str(folder / 'in.csv')!r}, 'out.parquet', model={str(folder / 'named.onnx')!r})\n"
+        f"r = bs.score({files}{more})\n"
         "print(r.in_place, r.rows, sorted({'dask', 'distributed'} & set(sys.modules)))\n"
     )
 
@@ -244,4 +248,4 @@ def test_one_partition_imports_no_dask(folder: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     )
 
-    assert done.stdout == f"True {ROWS} []\n"
+    assert done.stdout == f"{in_place} {ROWS} []\n"

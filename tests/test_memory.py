@@ -13,7 +13,7 @@ import pytest
 
 import batchserve as bs
 import models
-from batchserve import memory
+from batchserve import machine, memory
 from conftest import Command, environment
 from workbench import EXAMPLES
 
@@ -120,8 +120,8 @@ def test_a_cgroup_that_kills_is_respected(group: Path, job: tuple[str | Path, ..
 
 def test_the_least_limit_counts() -> None:
     """The user's limit counts where it is the smallest, and not where it is above the machine's."""
-    assert memory.limit_bytes(GIB) == min(GIB, memory.limit_bytes())
-    assert memory.limit_bytes(1 << 60) == memory.limit_bytes()
+    assert machine.memory_bytes(GIB) == min(GIB, machine.memory_bytes())
+    assert machine.memory_bytes(1 << 60) == machine.memory_bytes()
 
 
 FITTING = [(1, 1_024), (3_820, 192), (12_000, 64), (24_000, 32), (800_000, 1), (8_000_000, 1)]

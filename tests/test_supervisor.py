@@ -153,9 +153,12 @@ def test_three_deaths_without_a_finished_partition_are_enough(
     assert "the same command continues" in done.stderr
 
 
-def test_a_second_signal_leaves_at_once(job: Arguments, tmp_path: Path) -> None:
-    """Two signals, most of a second apart, end the command in the middle of a run of the model."""
-    running = begun((*job, "--batch-rows", "16384"), tmp_path, "p0*.parquet")
+def test_a_second_signal_leaves_at_once(job: Arguments, folder: Path, tmp_path: Path) -> None:
+    """Two signals, most of a second apart, end the command in the middle of partitions that take seconds."""
+    header, *rows = (folder / "in.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "long.csv").write_text(header + "".join(rows) * 200)
+    long = (job[0], tmp_path / "long.csv", *job[2:], "--partition-size", "1M")
+    running = begun(long, tmp_path, "p0*.parquet")
     assert running.stderr
     running.send_signal(signal.SIGINT)
     while not running.stderr.readline().startswith("stopping"):

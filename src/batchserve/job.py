@@ -1,6 +1,5 @@
 """The story on one page: plan -> open cluster -> run -> publish -> report."""
 
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from batchserve import (
     crash,
     events,
     isolation,
+    machine,
     planning,
     runner,
     storage,
@@ -235,9 +235,8 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         commit.check_room(found, made, workspace.done(space, made.partitions), listener)
         crashes = _isolated(job, made, space, listener, cluster)
         done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
-        avoided = frozenset(each.partition.index for each in crashes)
         todo = len(made.partitions) - len(done)
-        with runner.opened(job, made, space, listener, cluster, avoided, todo) as running:
+        with runner.opened(job, made, space, listener, cluster, todo) as running:
             receipts = collection.collected(made, done, running, listener, crashes, budget)
             if needed := chain.amendments(made.partitions, receipts):
                 workspace.discard(found.workspace)
@@ -287,7 +286,7 @@ def _isolated(job: Job, made: Plan, space: Workspace, listener: Listener, cluste
         return []
     with translated_writing(space.path):
         suspected = isolation.suspects(space, made.partitions)
-        workers = job.workers or len(os.sched_getaffinity(0))
+        workers = job.workers or machine.usable_cpus()
         return isolation.cleared(suspected, made.recipe, space, job.stall_timeout, workers, listener)
 
 

@@ -7,50 +7,15 @@ tried in a child, under a limit that makes the allocation fail instead.
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from batchserve import trial
+from batchserve import machine, trial
 
 _STEP_ROWS = 64
 _SHARE = 0.8
 """Of what is free; the rest is for readers, writers and what the allocator keeps."""
-_GROUPS = Path("/sys/fs/cgroup")
-
-
-def limit_bytes(asked: int | None = None) -> int:
-    """Return the memory that this process may use: the least of all limits on what is resident.
-
-    Args:
-        asked: The user's own limit in bytes, or None.
-    """
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_group_limits(), *([asked] if asked else [])])
-
-
-def _group_limits() -> Iterator[int]:
-    """Give the limits of this process's cgroup and those above it, version 1 and 2."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not Linux, or no /proc
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in {"", "memory"}:
-            root = _GROUPS / controllers
-            here = root / path.lstrip("/")
-            name = "memory.limit_in_bytes" if controllers else "memory.max"
-            for folder in (here, *here.parents):
-                if folder.is_relative_to(root):
-                    yield from _number(folder / name)
-
-
-def _number(path: Path) -> Iterator[int]:
-    try:
-        yield int(path.read_text())
-    except (OSError, ValueError):  # not there, or "max"
-        return
 
 
 def share_bytes(workers: int, asked: int | None = None, processes: int = 1) -> int:
@@ -62,7 +27,7 @@ def share_bytes(workers: int, asked: int | None = None, processes: int = 1) -> i
         processes: How many processes they are in; each is taken to be as large as this one is now.
     """
     resident, virtual = _used_bytes()
-    left = limit_bytes(asked) - resident * processes
+    left = machine.memory_bytes(asked) - resident * processes
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY:
         left = min(left, space - virtual)

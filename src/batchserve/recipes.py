@@ -1,6 +1,5 @@
 """Model and columns -> the recipe that scores a partition: bound, tried on the first rows, proven."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import codec, lists, memory, predictions, proof
+from batchserve import codec, lists, machine, memory, predictions, proof
 from batchserve.binding import Binding, Feed, Wish, bind
 from batchserve.config import Job
 from batchserve.errors import BatchserveError, ModelError, Problems, UsageError, did_you_mean, raise_all
@@ -167,7 +166,7 @@ def _fitting(
     elsewhere = bool(job.cluster or job.scheduler)
     if elsewhere and not job.memory_limit:
         return batch_rows, False
-    workers = job.workers or len(os.sched_getaffinity(0))
+    workers = job.workers or machine.usable_cpus()
     share = memory.share_bytes(workers, job.memory_limit, processes=workers if elsewhere else 1)
 
     def run(rows: int) -> None:

@@ -22,12 +22,8 @@ from batchserve.storage import patiently, transient_reading, translated_writing
 _SUFFIX = ".segment"
 
 
-def enters(partition: Partition, dialect: Dialect) -> bool:
-    """Whether a partition begins in the middle of a file that can only be read from its start."""
-    return any(_enters(part, dialect) for part in partition.slices)
-
-
 def _enters(part: Slice, dialect: Dialect) -> bool:
+    """Whether a slice begins in the middle of a file that can only be read from its start."""
     return not part.exact and (part.codec is not None or dialect.streamed)
 
 
@@ -66,7 +62,7 @@ class Unpacker:
         return any(part.path in self._paths for part in partition.slices)
 
     def prepared(self, partition: Partition) -> Partition:
-        """Return the partition with segments for what it reads of packed files.
+        """Return the partition with segments for what it reads of packed files that have more.
 
         Raises:
             DataError: A file is damaged or cut off.

@@ -1,7 +1,7 @@
 """Open, use and close a Dask cluster. The configuration keys keep it from hanging or lying.
 
-Locally: threads of this process under an in-process scheduler. pyarrow and onnxruntime let go
-of the interpreter lock, so threads share one session and start in a twentieth of a second.
+A job that wants the dashboard and has no cluster gets one of threads of this process, under a
+scheduler in this process.
 """
 
 import re
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchserve import machine
 from batchserve.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -54,13 +55,6 @@ class Engine:
     """In words: how a cluster of others is set otherwise than ours."""
 
 
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use: affinity and cgroup quota count."""
-    from dask.system import CPU_COUNT
-
-    return int(CPU_COUNT)
-
-
 def active_client() -> "Client | None":
     """Return the caller's own `distributed` client, without importing Dask to find none."""
     distributed = sys.modules.get("distributed.client")
@@ -97,7 +91,7 @@ def opened(given: Any, scheduler: str | None, workers: int | None, *, dashboard:
             with connected(given if given is not None else scheduler) as client:
                 yield _engine(client)
         else:
-            with _own(workers or usable_cpus(), dashboard=dashboard) as engine:
+            with _own(workers or machine.usable_cpus(), dashboard=dashboard) as engine:
                 yield engine
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from batchserve import storage
-from batchserve.cluster import SETTINGS, connected, processes, usable_cpus
+from batchserve import machine, storage
+from batchserve.cluster import SETTINGS, connected, processes
 from batchserve.errors import ClusterError, UsageError, did_you_mean
 from batchserve.storage import translated
 
@@ -132,7 +132,7 @@ def start(name: str = DEFAULT_NAME, workers: int | None = None, memory_limit: in
         UsageError: The name is taken, or a value is impossible.
         ClusterError: It did not start; nothing is left running.
     """
-    workers = workers or usable_cpus()
+    workers = workers or machine.usable_cpus()
     limit = memory_limit or _share(workers)
     if limit < LEAST_MEMORY:
         raise UsageError(f"--memory-limit: {limit:,} bytes are too few for a worker", "say 512MiB or more")
