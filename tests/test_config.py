@@ -11,7 +11,7 @@ from batchserve import cli
 from batchserve.config import BESIDE_MAY_SET, ENV_PREFIX, FIELDS, Job, Options, load, size
 from batchserve.errors import NotFoundError, UsageError
 
-SEEING = {"json", "quiet", "verbose", "no_progress", "log_json", "debug"}
+SEEING = {"json", "quiet", "verbose", "no_progress", "log_json", "profile", "debug"}
 """How a run is shown: of no use to a function, which shows nothing."""
 
 IN_TEXT: dict[str, tuple[str, Any]] = {
@@ -53,6 +53,7 @@ IN_TEXT: dict[str, tuple[str, Any]] = {
     "log_json": ("run.jsonl", "run.jsonl"),
     "partition_size": ("32MiB", 32 << 20),
     "dashboard": ("yes", True),
+    "profile": ("yes", True),
     "json": ("true", True),
     "quiet": ("on", True),
     "verbose": ("1", True),

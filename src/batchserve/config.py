@@ -179,6 +179,8 @@ class Job(BaseModel):
     """Seconds without a finished run of the model after which a partition is given up."""
     dashboard: bool = False
     """Serve Dask's dashboard on loopback."""
+    profile: bool = False
+    """Say where the time went, for each core."""
     json_: bool = Field(default=False, alias="json")
     """Print one JSON object and nothing else to stdout."""
     quiet: bool = False

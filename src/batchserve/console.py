@@ -110,6 +110,13 @@ class Screen:
         for line in summary_lines(report):
             self.say(line)
 
+    def profile(self, report: Report, before_s: float) -> None:
+        """Show where the time went, for each core; `before_s` is what the process took before the job."""
+        cores = f"each of {report.workers} workers" if report.workers > 1 else "one worker"
+        self.say(f"profile: seconds of {cores}, after {before_s:.2f} s to start Python and import")
+        for line in report.profile.lines():
+            self.say(f"  {line}")
+
 
 class Line:
     """The live line: a bar and the meter's words, redrawn in place, gone at the end."""
@@ -137,9 +144,7 @@ def summary_lines(report: Report) -> list[str]:
     receipt = report.receipt
     files = receipt.inputs if report.skipped else receipt.runs[-1].plan.sources
     source = Path(files[0].path).name if len(files) == 1 else f"{len(files):,} files"
-    stages = receipt.seconds
-    busy = max(sum(stages.values()), 1e-9)
-    shares = ", ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in stages.items())
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in report.profile.shares.items())
     sizes = f"{human_bytes(report.bytes_in)} in, {human_bytes(report.size_bytes)} out"
     if report.skipped:
         return [f"{report.path}: nothing to do, its {report.rows:,} rows are from {source}"]
@@ -148,7 +153,8 @@ def summary_lines(report: Report) -> list[str]:
         added, sizes = f"{added} added", f"{report.rows:,} in all, {sizes}"
     return [
         f"{report.path}: {added} from {source} ({sizes})",
-        f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s · {shares}",
+        f"  {report.seconds:.2f} s · {report.rows_per_s:,.0f} rows/s",
+        f"  {shares}",
         *(f"  {note}" for note in _notes(report)),
     ]
 

@@ -16,6 +16,7 @@ from batchserve import (
     isolation,
     machine,
     planning,
+    profile,
     runner,
     storage,
     target,
@@ -219,6 +220,10 @@ class _Outcome:
     """True when the output was there already."""
     rows_before: int = 0
     """Rows of partitions that an earlier, interrupted run of the same plan had scored."""
+    scored: Sequence[Receipt] = ()
+    """Of the partitions that this run scored."""
+    work_s: float = 0.0
+    publish_s: float = 0.0
 
 
 def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, cluster: Any) -> _Outcome:
@@ -236,6 +241,7 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         crashes = _isolated(job, made, space, listener, cluster)
         done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
         todo = len(made.partitions) - len(done)
+        began = time.perf_counter()
         with runner.opened(job, made, space, listener, cluster, todo) as running:
             receipts = collection.collected(made, done, running, listener, crashes, budget)
             if needed := chain.amendments(made.partitions, receipts):
@@ -251,11 +257,16 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         if cut or not within:
             raise _refused(made, found, space, receipts)
         listener.on(events.Publishing(parts=len(ordered)))
+        worked = time.perf_counter()
         overwrite = job.when_exists == "overwrite"
         receipt = commit.publish(found, made, space, ordered, overwrite=overwrite, earlier=work.earlier)
         _discard(found, listener)
-    rows_before = sum(receipt.rows_out for receipt in done)
-    return _Outcome(receipt, running.workers, running.in_place, rows_before=rows_before)
+    before = {receipt.partition for receipt in done}
+    return _Outcome(
+        receipt, running.workers, running.in_place, rows_before=sum(each.rows_out for each in done),
+        scored=[each for each in ordered if each.partition not in before],
+        work_s=worked - began, publish_s=time.perf_counter() - worked,
+    )  # fmt: skip
 
 
 def _holds(found: Target, receipt: OutputReceipt) -> bool:
@@ -359,9 +370,13 @@ def _refused(made: Plan, found: Target, space: Workspace, receipts: dict[int, Re
 
 
 def _report(made: Plan, found: Target, outcome: _Outcome, receipt: OutputReceipt, started: float) -> Report:
+    seconds = time.perf_counter() - started
+    start_up_s = seconds - outcome.work_s - outcome.publish_s
+    phases = profile.Phases(start_up_s, outcome.work_s, outcome.publish_s)
     return Report(
         path=shortest(str(found.path)), receipt=receipt, partitions=len(made.partitions),
-        workers=outcome.workers, in_place=outcome.in_place, seconds=time.perf_counter() - started,
+        workers=outcome.workers, in_place=outcome.in_place, seconds=seconds,
+        profile=profile.profiled(made, outcome.scored, max(1, outcome.workers), phases),
         bytes_in=sum(source.size_bytes for source in receipt.inputs), size_bytes=receipt.size_bytes,
         amended={name: where(a.place, made) for name, a in made.amended.items()},
         rejects=shortest(str(found.rejects)) if receipt.rejects else None,

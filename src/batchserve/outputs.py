@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from batchserve import storage
 from batchserve.rejects import Place, Reject
+from batchserve.stopwatch import Stopwatch
 from batchserve.storage import translated_writing
 
 ROW_GROUP_ROWS = 131_072
@@ -79,6 +80,9 @@ class Facts(BaseModel, frozen=True):
     """Rows with an infinite or NaN score, per prediction."""
     amendments: tuple[Amendment, ...]
     seconds: dict[str, float]
+    """By stage: of wall time."""
+    waited_s: dict[str, float] = {}
+    """By stage: how many of its seconds the thread did not run, for a disk, a lock or a CPU."""
     halved_batches: int = 0
     """Runs of the model that were split in two because memory ran out."""
     read_retries: int = 0
@@ -123,6 +127,14 @@ class Receipt(BaseModel, frozen=True):
         part = (self.part, self.size_bytes, self.sha256)
         rejects = self.rejects
         return (part, (rejects.name, rejects.size_bytes, rejects.sha256)) if rejects else (part,)
+
+    def with_time(self, stage: str, watch: Stopwatch) -> "Receipt":
+        """Return the receipt with the time of what came after it was written, which it cannot hold itself."""
+        facts = self.facts
+        seconds = facts.seconds | {stage: facts.seconds.get(stage, 0) + watch.seconds}
+        waited_s = facts.waited_s | {stage: facts.waited_s.get(stage, 0) + watch.waited_s}
+        timed = facts.model_copy(update={"seconds": seconds, "waited_s": waited_s})
+        return self.model_copy(update={"facts": timed})
 
 
 def committed(workspace: Workspace, name: str) -> Receipt | None:
@@ -217,6 +229,11 @@ class PartWriter:
             return receipt
         self.discard()
         return committed(self._workspace, self._name) or receipt
+
+    @property
+    def writing(self) -> Stopwatch:
+        """What measured how long bytes took to the disk; the rest was encoding them."""
+        return self._sink.watch
 
     def _rejects_file(self) -> RejectsFile | None:
         sink = self._rejects

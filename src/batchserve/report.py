@@ -18,6 +18,7 @@ from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, cutting
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
 from batchserve.planning import Plan
+from batchserve.profile import Profile
 from batchserve.receipts import OutputReceipt
 from batchserve.recipes import usual_rows
 from batchserve.rejects import Line, Place, RejectGroup
@@ -39,6 +40,8 @@ class Report:
     seconds: float
     bytes_in: int
     size_bytes: int
+    profile: Profile
+    """Where the time went."""
     amended: dict[str, str]
     """Columns that became text (or double) on the way, with the place that showed it."""
     rejects: str | None = None
@@ -95,6 +98,8 @@ class Report:
             "bytes_in": self.bytes_in,
             "size_bytes": self.size_bytes,
             "stage_seconds": {name: round(s, 3) for name, s in receipt.seconds.items()},
+            "profile": {name: round(s, 3) for name, s in self.profile.seconds.items()},
+            "binds": self.profile.binds,
             "partitions": self.partitions,
             "workers": self.workers,
             "in_place": self.in_place,

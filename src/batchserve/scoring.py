@@ -24,6 +24,7 @@ from batchserve.predictions import Prediction
 from batchserve.rejects import Reject, RejectClass
 from batchserve.rows import Rows, Stretch, aligned
 from batchserve.runs import Runs
+from batchserve.stopwatch import Stopwatch
 from batchserve.storage import patiently
 from batchserve.tally import Tally
 
@@ -102,13 +103,16 @@ def _attempt(  # noqa: PLR0913, PLR0917  one more than it should be: the count o
         with tally.timed("model"):
             runs = runs_of(recipe, stall_timeout_s, kind)
         for rows, columns in scored(partition, recipe, runs, tally):
-            with tally.timed("write"):
+            with tally.timed("encode"):
                 part.write(rows.encoded.kept, columns)
             tick(tally.rows_in)
-        with tally.timed("write"):
+        with tally.timed("encode"):
             part.finish()
+        tally.hand_over("encode", "write", part.writing)
         tally.halved = runs.halved
-        return part.commit(partition.index, tally.facts(partition))
+        with (committing := Stopwatch()):
+            receipt = part.commit(partition.index, tally.facts(partition))
+        return receipt.with_time("write", committing)
 
 
 def runs_of(recipe: Recipe, timeout_s: float | None = None, kind: type[Runs] = Runs) -> Runs:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO, TypeVar
 
 from batchserve.errors import BatchserveError, OutputError, RetryError, StorageError, TransientError, from_os
+from batchserve.stopwatch import Stopwatch
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -211,6 +212,7 @@ class Sink:
 
     Attributes:
         size_bytes: Bytes written so far.
+        watch: Measures how long they take.
     """
 
     def __init__(self, path: Path) -> None:
@@ -219,6 +221,7 @@ class Sink:
         self._section = hashlib.sha256()
         self._discarded = False
         self.size_bytes = 0
+        self.watch = Stopwatch()
         self.path = path
 
     def write(self, data: bytes) -> int:
@@ -226,9 +229,10 @@ class Sink:
         view = memoryview(data).cast("B")
         if self._discarded:
             return view.nbytes  # pyarrow finishes a file when its writer is collected: into nothing
-        self._file.write(view)
-        self._whole.update(view)
-        self._section.update(view)
+        with self.watch:
+            self._file.write(view)
+            self._whole.update(view)
+            self._section.update(view)
         self.size_bytes += view.nbytes
         return view.nbytes
 
@@ -251,8 +255,9 @@ class Sink:
 
     def sync(self) -> None:
         """Make the bytes survive a power loss, and close the file."""
-        disk.sync(self._file)
-        self._file.close()
+        with self.watch:
+            disk.sync(self._file)
+            self._file.close()
 
     def close(self) -> None:
         """Do nothing: pyarrow closes its sink, but only `sync` or `discard` ends this file."""

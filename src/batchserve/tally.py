@@ -1,13 +1,12 @@
 """What is counted while a partition is read and scored."""
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable
 
 from batchserve.inputs import Extent, Partition, TypeMisfit
 from batchserve.outputs import Amendment, Facts
 from batchserve.rejects import Reject
+from batchserve.stopwatch import Stopwatch
 
 Rejected = Callable[[int, Reject], None]
 """Told of every reject: the number of its slice in the partition, and the reject."""
@@ -31,7 +30,9 @@ class Tally:
         self.nulls: Counter[str] = Counter()
         self.rounded: Counter[str] = Counter()
         self.nonfinite: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self._watches: dict[str, Stopwatch] = defaultdict(Stopwatch)
+        self._whole = Stopwatch()
+        self._whole.__enter__()
         self.halved = self.retries = 0
 
     @property
@@ -79,22 +80,33 @@ class Tally:
         )
         self._amendments.setdefault(misfit.column, amendment)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds the block takes to `stage`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start  # type: ignore[assignment]
+    def timed(self, stage: str) -> Stopwatch:
+        """Return what adds the seconds of its block to `stage`."""
+        return self._watches[stage]
+
+    def hand_over(self, stage: str, inner: str, watch: Stopwatch) -> None:
+        """Count what `watch` measured inside `stage` as `inner`."""
+        self._watches[stage].hand_over(watch)
+        self._watches[inner] = watch
+
+    def _times(self) -> dict[str, Stopwatch]:
+        """Return the time of every stage, and what lies between them as `other`."""
+        self._whole.__exit__()
+        stages = dict(self._watches)
+        for watch in stages.values():
+            self._whole.hand_over(watch)
+        return stages | {"other": self._whole}
 
     def facts(self, partition: Partition) -> Facts:
-        """Return what was counted."""
+        """Return what was counted, when all is done."""
+        times = self._times()
         return Facts(
             rows_in=self.rows_in, rows_rejected=self.rows_rejected, bytes_in=partition.size_bytes,
             extents=tuple(self._extents), records=tuple(self._records), refused=tuple(sorted(self._refused)),
             nulls=dict(self.nulls), rounded=dict(self.rounded), nonfinite=dict(self.nonfinite),
             rejected_by=dict(self._by_class),
-            amendments=tuple(self._amendments.values()), seconds=dict(self.seconds),
+            amendments=tuple(self._amendments.values()),
+            seconds={stage: watch.seconds for stage, watch in times.items()},
+            waited_s={stage: watch.waited_s for stage, watch in times.items()},
             halved_batches=self.halved, read_retries=self.retries,
         )  # fmt: skip

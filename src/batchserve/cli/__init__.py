@@ -78,6 +78,7 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     no_progress: flags.NoProgress = None,
     log_json: flags.LogJson = None,
     dashboard: flags.Dashboard = None,
+    profile: flags.Profile = None,
     config: flags.Config = None,
     debug: flags.Debug = None,
 ) -> None:
@@ -290,7 +291,7 @@ def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Setti
 
 
 def _score(settings: "Settings", inputs: list[str], output: str) -> None:
-    from batchserve import console
+    from batchserve import console, machine
 
     wishes = settings.job
     screen = console.Screen(
@@ -302,6 +303,8 @@ def _score(settings: "Settings", inputs: list[str], output: str) -> None:
     finally:
         screen.close()
     screen.summary(report)
+    if wishes.profile:
+        screen.profile(report, machine.process_age_s() - report.seconds)
     if wishes.json_:
         console.out(console.report_json(report, settings))
 

@@ -167,6 +167,7 @@ Json = Annotated[bool | None, option("--json", text="Print one JSON object to st
 Quiet = Annotated[bool | None, option("--quiet", "-q", text="Say nothing but errors.")]
 Verbose = Annotated[bool | None, option("--verbose", "-v", text="Say more.")]
 NoProgress = Annotated[bool | None, option("--no-progress", text="No progress line.")]
+Profile = Annotated[bool | None, option("--profile", text="Say where the time went, for each core.")]
 Dashboard = Annotated[bool | None, option("--dashboard", text="Serve Dask's dashboard on loopback.")]
 Config = Annotated[
     str | None,
