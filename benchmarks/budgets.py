@@ -30,8 +30,7 @@ IMPORTS_AND_LOOP = f"{IMPORTS}, dask.dataframe, runpy; runpy.run_path({{loop!r}}
 SAME = """
 import sys, pyarrow.parquet as pq
 ours, theirs = map(pq.read_table, sys.argv[1:])
-assert ours.column_names == theirs.column_names, "other columns"
-assert ours["predicted_delay"].equals(theirs["predicted_delay"]), "other scores"
+assert ours["predicted_delay"].equals(theirs["score"]), "other scores"
 """
 
 Command = Sequence[str]
@@ -107,7 +106,7 @@ def budgets(folder: Path) -> Iterator[Budget]:
             subprocess.run([sys.executable, script, str(path), "--times", str(times)], check=True)
         return str(path)
 
-    model, loop = str(FLIGHTS / "model.onnx"), str(ROOT / "benchmarks" / "hand_loop.py")
+    model, loop = str(FLIGHTS / "model.onnx"), str(ROOT / "benchmarks" / "peers" / "hand_loop.py")
     with_dask = IMPORTS_AND_LOOP.format(loop=loop)
 
     def ours(path: str) -> Command:

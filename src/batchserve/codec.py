@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from batchserve import casts, lists
 from batchserve.binding import Binding, Feed, is_text
+from batchserve.lookups import Codes
 from batchserve.model import Tensor
 from batchserve.nulls import NullPolicy
 from batchserve.rejects import RejectClass
@@ -108,6 +109,8 @@ class Encoded:
     """Rows with a null, or a null in their list, per model column; of the rows as they were read."""
     rounded: Counter[str] = field(default_factory=Counter)
     """Integers that the model's float type has no digits for, per column; of the rows as read."""
+    codes: dict[str, Codes] = field(default_factory=dict)
+    """Of inputs that one column of texts fills: the same texts, each once."""
 
     @property
     def rows(self) -> int:
@@ -117,15 +120,17 @@ class Encoded:
     def slice(self, start: int, stop: int) -> "Encoded":
         """Return rows `start` to `stop` without copying."""
         tensors = {name: tensor[start:stop] for name, tensor in self.tensors.items()}
-        return Encoded(self.kept.slice(start, stop - start), tensors)
+        codes = {name: each.slice(start, stop) for name, each in self.codes.items()}
+        return Encoded(self.kept.slice(start, stop - start), tensors, codes=codes)
 
     def take(self, good: NDArray[np.bool_]) -> "Encoded":
         """Return only the rows where `good` is true."""
         tensors = {name: tensor[good] for name, tensor in self.tensors.items()}
-        return Encoded(self.kept.filter(array_of(good)), tensors)
+        codes = {name: each.take(good) for name, each in self.codes.items()}
+        return Encoded(self.kept.filter(array_of(good)), tensors, codes=codes)
 
     def joined(self, other: "Encoded") -> "Encoded":
-        """Return these rows followed by those of `other`."""
+        """Return these rows followed by those of `other`; their texts are in the tensors alone."""
         tensors = {n: np.concatenate((t, other.tensors[n])) for n, t in self.tensors.items()}
         return Encoded(pa.concat_batches([self.kept, other.kept]), tensors)
 
@@ -137,6 +142,8 @@ class _Found:
     misfits: list[Misfit] = field(default_factory=list)
     nulls: Counter[str] = field(default_factory=Counter)
     rounded: Counter[str] = field(default_factory=Counter)
+    codes: dict[str, Codes] = field(default_factory=dict)
+    """Of columns of texts."""
 
 
 def encode(batch: pa.RecordBatch, binding: Binding, keep: Sequence[str]) -> tuple[Encoded, list[Misfit]]:
@@ -152,7 +159,12 @@ def encode(batch: pa.RecordBatch, binding: Binding, keep: Sequence[str]) -> tupl
     """
     found = _Found(nulls=_nulls(batch, binding))
     tensors = {feed.input: _fill(feed, batch, found) for feed in binding.feeds}
-    return Encoded(batch.select(list(keep)), tensors, found.nulls, found.rounded), found.misfits
+    codes = {
+        feed.input: found.codes[feed.columns[0]]
+        for feed in binding.feeds
+        if feed.dtype == "object" and len(feed.columns) == 1 and not feed.packed
+    }
+    return Encoded(batch.select(list(keep)), tensors, found.nulls, found.rounded, codes), found.misfits
 
 
 def _nulls(batch: pa.RecordBatch, binding: Binding) -> Counter[str]:
@@ -226,7 +238,7 @@ def _column_tensor(
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if dtype.kind == "O":
-        return _strings(column, name, policy, misfits)
+        return _strings(column, name, policy, found)
     if is_text(column.type):
         column = _parsed(column, name, dtype, misfits)
     if pa.types.is_decimal(column.type):
@@ -254,18 +266,20 @@ def _null_value(dtype: np.dtype[Any], policy: NullPolicy) -> Any:
     return np.nan if dtype.kind == "f" else dtype.type(0)
 
 
-def _strings(column: pa.Array, name: str, policy: NullPolicy, misfits: list[Misfit]) -> Tensor:
+def _strings(column: pa.Array, name: str, policy: NullPolicy, found: _Found) -> Tensor:
     column = column if pa.types.is_string(column.type) else column.cast(pa.string())
     if column.null_count:
         if policy.rule == "reject":
             rows = np.flatnonzero(raw_values(column.is_null()))
-            misfits += [Misfit(int(r), name, "MISSING", "", "null in a model column") for r in rows]
+            found.misfits += [Misfit(int(r), name, "MISSING", "", "null in a model column") for r in rows]
         column = column.fill_null(policy.fill)
     # One Python object per distinct text instead of one per row.
     coded = column.dictionary_encode()
     texts = np.empty(len(coded.dictionary), dtype=object)
     texts[:] = coded.dictionary.to_pylist()
-    strings: Tensor = texts[raw_values(coded.indices)]
+    rows = raw_values(coded.indices).astype(np.int32, copy=False)
+    found.codes[name] = Codes(texts, rows)
+    strings: Tensor = texts[rows]
     return strings
 
 

@@ -1,6 +1,7 @@
 """Parts -> one Parquet file: row groups copied byte for byte, and every byte checked after."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,11 +76,16 @@ def _inspected(path: Path) -> tuple[list[RowGroup], str]:
 
 
 def _read_back(path: Path) -> tuple[list[RowGroup], str]:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file, path.open("rb") as raw:
+    with (
+        pq.ParquetFile(path, page_checksum_verification=True) as file,
+        path.open("rb") as raw,
+        ThreadPoolExecutor(1) as pool,  # decodes while the digests are taken
+    ):
         count = file.metadata.num_row_groups
+        decoded = [pool.submit(file.read_row_group, i, use_threads=False) for i in {0, count - 1} if count]
         groups = [_row_group(file.metadata.row_group(i), raw) for i in range(count)]
-        for i in {0, count - 1} if count else ():
-            file.read_row_group(i, use_threads=False)
+        for each in decoded:
+            each.result()
         end = _MAGIC_BYTES + sum(group.size_bytes for group in groups)
         return groups, storage.range_sha256(raw, end, path.stat().st_size)
 

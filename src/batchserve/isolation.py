@@ -22,7 +22,8 @@ from batchserve import crash, events, lifetime, outputs, scoring, storage, trial
 from batchserve.errors import BatchserveError, CrashError
 from batchserve.events import Listener
 from batchserve.inputs import Partition
-from batchserve.model import Tensor
+from batchserve.lookups import Codes
+from batchserve.model import NO_CODES, Tensor
 from batchserve.outputs import Receipt, Workspace
 from batchserve.runs import Runs
 from batchserve.scoring import Recipe
@@ -98,13 +99,16 @@ def row_by_row(
 class ForkedRuns(Runs):
     """Runs that are tried in a fork of this process first."""
 
-    def run(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+    def run(
+        self, outputs: Sequence[str], tensors: Mapping[str, Tensor], codes: Mapping[str, Codes] = NO_CODES
+    ) -> list[Any]:
         """Run the model over a batch.
 
         Raises:
             CrashError: A run in a fork was killed by a signal that is not the kernel's for want of memory.
             ModelError: The runtime refused the tensors or failed.
         """
+        del codes  # a row is blamed by what the model itself does
         number = trial.ended(partial(self._tried, outputs, tensors), self._timeout_s)
         if number is not None and number < 0 and -number != signal.SIGKILL:
             name = signal.Signals(-number).name

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from batchserve.errors import MemoryShortError
-from batchserve.model import Session, Tensor
+from batchserve.lookups import Codes
+from batchserve.model import NO_CODES, Session, Tensor
 
 
 class Runs:
@@ -33,7 +34,9 @@ class Runs:
         self._fixed = session.signature().fixed_batch is not None if fixed is None else fixed
         self.halved = 0
 
-    def run(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+    def run(
+        self, outputs: Sequence[str], tensors: Mapping[str, Tensor], codes: Mapping[str, Codes] = NO_CODES
+    ) -> list[Any]:
         """Run the model over a batch; where memory runs out, over its halves.
 
         Raises:
@@ -43,7 +46,7 @@ class Runs:
         """
         rows = len(next(iter(tensors.values())))
         try:
-            return self.once(outputs, tensors)
+            return self.once(outputs, tensors, codes)
         except MemoryShortError:
             if rows == 1 or self._fixed:
                 raise
@@ -53,7 +56,9 @@ class Runs:
         second = self.run(outputs, {name: tensor[half:] for name, tensor in tensors.items()})
         return [_both(a, b) for a, b in zip(first, second, strict=True)]
 
-    def once(self, outputs: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Any]:
+    def once(
+        self, outputs: Sequence[str], tensors: Mapping[str, Tensor], codes: Mapping[str, Codes] = NO_CODES
+    ) -> list[Any]:
         """Run the model over a batch, whole.
 
         Raises:
@@ -62,7 +67,7 @@ class Runs:
             ModelError: The runtime refused the tensors or failed.
         """
         rows = len(next(iter(tensors.values())))
-        return self._session.run(outputs, {**tensors, **self._constants(rows)}, self._timeout_s)
+        return self._session.run(outputs, {**tensors, **self._constants(rows)}, self._timeout_s, codes)
 
 
 def _both(first: Any, second: Any) -> Any:

@@ -3,7 +3,7 @@
 read -> bind -> run -> encode -> write part -> receipt
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,8 @@ from batchserve.binding import Binding
 from batchserve.codec import Misfit
 from batchserve.errors import CrashError, MemoryShortError, RunError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Fault, Partition, Reading, TypeMisfit
-from batchserve.model import Session, Tensor, session_for
+from batchserve.lookups import Codes
+from batchserve.model import NO_CODES, Session, Tensor, session_for
 from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Receipt, Workspace
 from batchserve.predictions import Prediction
@@ -219,7 +220,8 @@ def _apart(rows: Rows, position: int, recipe: Recipe, runs: Runs, tally: Tally) 
     """
     try:
         with tally.timed("model"):
-            columns = predict(runs, recipe.predictions, rows.encoded.tensors, recipe.batch_rows)
+            encoded = rows.encoded
+            columns = predict(runs, recipe.predictions, encoded.tensors, recipe.batch_rows, encoded.codes)
     except RunError as error:
         if recipe.rows_depend:
             raise
@@ -261,8 +263,9 @@ def _finite(found: _Found, recipe: Recipe, tally: Tally) -> tuple[Rows, list[pa.
 
 
 def predict(
-    session: Session | Runs, wanted: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int
-) -> list[pa.Array]:
+    session: Session | Runs, wanted: Sequence[Prediction], tensors: dict[str, Tensor], batch_rows: int,
+    codes: Mapping[str, Codes] = NO_CODES,
+) -> list[pa.Array]:  # fmt: skip
     """Run the model over rows, `batch_rows` at a time, always in that one shape.
 
     A short batch is filled up by repeating its last row and the results are cut again: bits
@@ -273,6 +276,7 @@ def predict(
         wanted: The outputs wanted, as planned.
         tensors: One tensor [rows, ...] per input that columns fill; at least one row.
         batch_rows: The batch dimension of every run.
+        codes: Of inputs of texts, the same in a shorter form.
 
     Returns:
         One Arrow array of `rows` entries per prediction.
@@ -286,7 +290,9 @@ def predict(
     for start in range(0, rows, batch_rows):
         size = min(batch_rows, rows - start)
         batch = {name: padded(t[start : start + size], batch_rows) for name, t in tensors.items()}
-        for name, values, gathered in zip(names, session.run(names, batch), runs, strict=True):
+        whole = codes if size == batch_rows else NO_CODES
+        short = {name: each.slice(start, start + size) for name, each in whole.items()}
+        for name, values, gathered in zip(names, session.run(names, batch, codes=short), runs, strict=True):
             predictions.check_rows(name, values, batch_rows)
             gathered.append(values[:size])
     rows_of = zip(wanted, map(predictions.joined, runs), strict=True)
