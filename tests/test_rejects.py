@@ -216,3 +216,26 @@ def test_a_bad_row_changes_no_type(at: int, tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "out.parquet").field("x").type == pa.float64()
     assert report.amended == {}
     assert report.receipt.rejected_by == {"CAST x": 1}
+
+
+def test_rejects_of_many_small_files_are_at_their_places(tmp_path: Path) -> None:
+    """Rows of small files are bound together; each reject is still of its own file, record and line."""
+    expected = []
+    for i in range(40):
+        rows = [f"{i},{j}" for j in range(5 + i % 3)]
+        bad = i % 5
+        rows[bad] = ("x,bad", "1,2,3", "")[i % 3] if i % 4 else rows[bad]
+        (tmp_path / f"f{i:02d}.csv").write_text("x,c\n" + "\n".join(rows) + "\n")
+        if i % 4 and i % 3 < 2:
+            expected.append((f"f{i:02d}.csv", bad + 1, bad + 2))
+    model = doubler(tmp_path / "model.onnx")
+
+    report = bs.score(str(tmp_path / "*.csv"), str(tmp_path / "out.parquet"), model=model, max_errors="100%")
+
+    lines = [json.loads(line) for line in (tmp_path / "out.rejects.jsonl").read_text().splitlines()]
+    assert report.partitions == 1
+    assert [(Path(each["file"]).name, each["record"], each["line"]) for each in lines] == expected
+    table = pq.read_table(tmp_path / "out.parquet")
+    files = [i for i in range(40) for j in range(5 + i % 3) if j != i % 5 or not i % 4]
+    assert table["x"].cast("int64").to_pylist() == files
+    assert table["y"].to_pylist() == [2.0 * i for i in files]

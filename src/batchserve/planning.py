@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from batchserve import __version__, codec, inputs
 from batchserve.config import Job
+from batchserve.effort import Effort
 from batchserve.errors import ModelError, Problems, StallError
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Source, cutting
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
@@ -27,6 +28,7 @@ from batchserve.storage import patiently
 _MIN_PARTITION_BYTES = 8 << 20
 _MAX_PARTITION_BYTES = 32 << 20
 _PARTITIONS_AIM = 32
+_LEAST_WORK_S, _MOST_WORK_S = 0.5, 30.0
 
 
 class Plan(BaseModel, frozen=True):
@@ -114,7 +116,7 @@ def make(
             hint = f"{error.hint or 'look at its columns'}; the file was read with {look.found}"
             raise type(error)(error.message, hint) from error
         raise
-    cut = _partitions(job, sources, look.found.dialect)
+    cut = _partitions(job, sources, look.found.dialect, recipe.effort)
     partitions = cutting.laid_out(cut, look, add_source=job.add_source)
     return Plan(
         sources=tuple(sources), partitions=partitions, recipe=recipe, versions=_versions(),
@@ -129,12 +131,27 @@ _ASKED = {
 }  # fmt: skip
 
 
-def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect) -> tuple[Partition, ...]:
+def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect, work: Effort) -> tuple[Partition, ...]:
     if job.limit is not None:
         return cutting.whole(sources, dialect)  # the first N rows are found by reading on, not by splitting
     total = sum(source.size_bytes for source in sources)
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
+    if work.seconds and total and not job.partition_size:
+        aim = min(aim, _bytes_of_work(sources, total, dialect, work))
     return cutting.partitions(sources, job.partition_size or aim, dialect)
+
+
+def _bytes_of_work(sources: Sequence[Source], total: int, dialect: Dialect, work: Effort) -> int:
+    """Return the bytes whose rows are work enough for one partition.
+
+    A thirty-second of all keeps many cores busy to the end; half a second is worth a part of its
+    own, and half a minute is lost in a crash. No core is counted: the plan is the same everywhere.
+    """
+    first = sources[0]
+    rows, size = patiently(lambda _: cutting.extent(first, dialect))
+    whole_s = work.seconds * rows * total / max(1, first.size_bytes)
+    share_s = min(_MOST_WORK_S, max(_LEAST_WORK_S, whole_s / _PARTITIONS_AIM))
+    return max(1, int(share_s / work.seconds * size / max(1, rows)))
 
 
 def _versions() -> dict[str, str]:

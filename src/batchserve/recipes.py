@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import codec, lists, machine, memory, predictions, proof
+from batchserve import codec, effort, lists, machine, memory, predictions, proof
 from batchserve.binding import Binding, Feed, Wish, bind
 from batchserve.config import Job
+from batchserve.effort import Effort
 from batchserve.errors import BatchserveError, ModelError, Problems, UsageError, did_you_mean, raise_all
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Reading, inference
 from batchserve.model import Signature, Tensor, session_for
@@ -22,6 +23,9 @@ BATCH_ROWS = 1024
 """Rows per run of the model. Tree and one-hot models ran twice as fast at 1,024 to 4,096 as at
 16,384 and more, where tensors leave the cache."""
 _LEAST_BATCH_ROWS = 64
+_CACHE_BYTES = 2 << 20
+"""Of the widest tensor of one run, unless that would be less than 64 rows: a transformer of 32 kB a row
+took 1.4 times as long in batches of 1,024 as of 64."""
 _MOST_BATCH_BYTES = 32 << 20
 """Of the inputs of one run, unless that would be less than 64 rows."""
 
@@ -68,7 +72,8 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     binding = codec.settled(bound, look.sample)
     whole = binding.fixed_batch is not None
     session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
-    batch_rows = _batch_rows(job, binding)
+    work = effort.of(spec, binding)
+    batch_rows = _batch_rows(job, binding, work)
     tensors = _first_rows(look, binding, batch_rows)
     worked = False
     if not (job.batch_rows or whole):
@@ -94,6 +99,7 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
         model=spec, reading=reading, binding=binding, predictions=seen, keep=keep,
         schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
         rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
+        effort=work,
     )  # fmt: skip
 
 
@@ -137,18 +143,23 @@ def _check_known(named: Sequence[str], known: Sequence[str], message: str, liste
     raise_all([UsageError(message.format(name), did_you_mean(name, known) or hint) for name in unknown])
 
 
-def usual_rows(binding: Binding) -> int:
-    """Return the rows per run of a model, if nobody asks for others and memory is enough."""
+def usual_rows(binding: Binding, work: Effort) -> int:
+    """Return the rows per run of a model, if nobody asks for others and memory is enough.
+
+    What is between two operators is to stay in the cache, and what goes in is to be no giant.
+    """
     rows = BATCH_ROWS
-    while rows > _LEAST_BATCH_ROWS and rows * binding.row_bytes > _MOST_BATCH_BYTES:
+    while rows > _LEAST_BATCH_ROWS and (
+        rows * binding.row_bytes > _MOST_BATCH_BYTES or rows * work.widest_bytes > _CACHE_BYTES
+    ):
         rows //= 2
     return rows
 
 
-def _batch_rows(job: Job, binding: Binding) -> int:
+def _batch_rows(job: Job, binding: Binding, work: Effort) -> int:
     fixed = binding.fixed_batch
     if fixed is None:
-        return job.batch_rows or usual_rows(binding)
+        return job.batch_rows or usual_rows(binding, work)
     if job.batch_rows not in {None, fixed}:
         message = f"--batch-rows {job.batch_rows}: the model takes exactly {fixed} rows"
         raise UsageError(message, "leave it out")

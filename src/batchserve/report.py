@@ -274,7 +274,7 @@ def _added(made: Plan) -> dict[str, str]:
 def _lowered(made: Plan) -> str:
     if made.recipe.binding.fixed_batch:
         return ", fixed in the model"
-    usual = usual_rows(made.recipe.binding)
+    usual = usual_rows(made.recipe.binding, made.recipe.effort)
     lowered = made.batch_rows_asked is None and made.recipe.batch_rows < usual
     return f": {usual:,} would not fit into memory" if lowered else ""
 

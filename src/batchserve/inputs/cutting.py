@@ -92,6 +92,33 @@ def ranges(source: Source, start: int, target_bytes: int) -> list[Slice]:
 _SPARE = 1.25
 
 
+def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
+    """Return about how many records a file has, and their bytes as partitions count them.
+
+    Of a text the first records are looked at, and taken for all.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    made = module(source.format)
+    if source.format not in TEXT_FORMATS:
+        found: tuple[int, int] = made.extent(source, dialect)
+        return found
+    size = (
+        packed.promised_bytes(source.path, source.codec, source.size_bytes)
+        if source.codec
+        else source.size_bytes
+    )
+    (part,) = made.split(source, OPEN_END, dialect)
+    head = part.model_copy(update={"stop": part.start + _HEAD_BYTES})
+    with scan(head, dialect) as scanned:
+        seen = count(scanned, head, dialect)
+        return int(size * seen / max(1, scanned.at - head.start)), size
+
+
+_HEAD_BYTES = 64 << 10
+
+
 def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:
     """Return one partition that reads everything in order."""
     slices = [part for source in sources for part in _split(source, OPEN_END, dialect)]

@@ -146,6 +146,12 @@ def _head(source: Source) -> pa.RecordBatch:
         return next((batch for batch in batches if batch.num_rows), empty).slice(0, SAMPLE_ROWS)
 
 
+def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
+    """Return how many rows a file or stream has, and its bytes."""
+    del dialect
+    return sum(survey(source.path)[0]), source.size_bytes
+
+
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file between record batches into ranges of about `target_bytes`; a stream stays whole."""
     del dialect

@@ -152,6 +152,13 @@ def _few_rows(file: pq.ParquetFile, rows: int, unit: int) -> int:
     return min(rows, max(1, _BATCH_BYTES // row_bytes // unit) * unit)
 
 
+def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
+    """Return how many rows a file has, and their bytes as `split` counts them."""
+    slices = split(source, source.size_bytes, dialect)
+    with opened(source.path) as file:
+        return int(file.metadata.num_rows), sum(part.size_bytes for part in slices)
+
+
 def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     """Cut a file between row groups into ranges of about `target_bytes`.
 
