@@ -46,6 +46,7 @@ IN_TEXT: dict[str, tuple[str, Any]] = {
     "scheduler": ("tcp://h:1", "tcp://h:1"),
     "cluster": ("big", "big"),
     "batch_rows": ("128", 128),
+    "intra_op": ("2", 2),
     "memory_limit": ("2GiB", 2 << 30),
     "stall_timeout": ("5m", 300.0),
     "if_exists": ("skip", "skip"),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from batchserve import machine
 from batchserve.errors import BatchserveError, NotFoundError, UsageError, did_you_mean, raise_all
 from batchserve.storage import translated
 
@@ -171,6 +172,8 @@ class Job(BaseModel):
     """Address of a running Dask scheduler."""
     batch_rows: Annotated[int, Field(ge=64, multiple_of=64)] | None = None
     """Rows per run of the model, a multiple of 64."""
+    intra_op: Annotated[int, Field(ge=1)] = 1
+    """Threads of one run of the model: bits may depend on it, so it is part of the plan."""
     partition_size: Size | None = None
     """Bytes of input per partition."""
     memory_limit: Size | None = None
@@ -193,6 +196,11 @@ class Job(BaseModel):
     """File that events are appended to, as JSON lines."""
     debug: bool = False
     """Show tracebacks."""
+
+    @property
+    def workers_here(self) -> int:
+        """Partitions that this process scores at once: with the threads of each run, the usable CPUs."""
+        return self.workers or max(1, machine.usable_cpus() // self.intra_op)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -243,6 +251,7 @@ class Options(TypedDict, total=False):
     workers: int | None
     scheduler: str | None
     batch_rows: int | None
+    intra_op: int
     partition_size: int | str | None
     memory_limit: int | str | None
     stall_timeout: float | str

@@ -14,7 +14,6 @@ from batchserve import (
     crash,
     events,
     isolation,
-    machine,
     planning,
     profile,
     runner,
@@ -297,7 +296,7 @@ def _isolated(job: Job, made: Plan, space: Workspace, listener: Listener, cluste
         return []
     with translated_writing(space.path):
         suspected = isolation.suspects(space, made.partitions)
-        workers = job.workers or machine.usable_cpus()
+        workers = job.workers_here
         return isolation.cleared(suspected, made.recipe, space, job.stall_timeout, workers, listener)
 
 

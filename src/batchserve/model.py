@@ -193,9 +193,9 @@ def _options(spec: ModelSpec) -> "ort.SessionOptions":
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    # One thread per session: more made bits depend on their number, and workers x threads
-    # would exceed the cores. Spinning would steal cycles from the readers.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # One thread per session unless the plan says otherwise: more made bits depend on their number, and
+    # workers x threads would exceed the cores. Spinning would steal cycles from the readers.
+    options.intra_op_num_threads, options.inter_op_num_threads = spec.intra_op, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     if spec.device != "cpu":  # or operators that the device lacks would run on the CPU, in silence
@@ -290,7 +290,7 @@ def session_for(spec: ModelSpec) -> Session:
     """
     with _lock:
         if spec.key not in _sessions:
-            if identify(spec.path, spec.device, spec.custom_ops).key != spec.key:
+            if identify(spec.path, spec.device, spec.custom_ops, spec.intra_op).key != spec.key:
                 raise ModelError(
                     f"{spec.path}: is not the model that was planned (sha256 {spec.sha256[:12]})",
                     "run the command again to plan with the new model",

@@ -30,19 +30,25 @@ class ModelSpec(BaseModel, frozen=True):
     """Path of a library of custom operators, or nothing."""
     custom_ops_sha256: str = ""
 
+    intra_op: int = 1
+    """Threads of one run."""
+
     @property
     def key(self) -> tuple[str, ...]:
         """What tells one session from another, wherever the files are."""
-        return self.sha256, self.device, self.custom_ops_sha256
+        return self.sha256, self.device, self.custom_ops_sha256, str(self.intra_op)
 
 
-def identify(path: str, device: Device = "cpu", custom_ops: str | None = None) -> ModelSpec:
+def identify(
+    path: str, device: Device = "cpu", custom_ops: str | None = None, intra_op: int = 1
+) -> ModelSpec:
     """Return the absolute path and the sha256 of a model, and of the library it needs.
 
     Args:
         path: The model's file.
         device: Where it is to run.
         custom_ops: A library of custom operators, `extensions`, or None.
+        intra_op: Threads of one run.
 
     Raises:
         NotFoundError: There is no such file.
@@ -56,7 +62,7 @@ def identify(path: str, device: Device = "cpu", custom_ops: str | None = None) -
     with translated(path):
         return ModelSpec(
             path=str(file), sha256=_sha256(file), device=device, custom_ops=str(library or ""),
-            custom_ops_sha256=file_sha256(library) if library else "",
+            custom_ops_sha256=file_sha256(library) if library else "", intra_op=intra_op,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import codec, effort, lists, machine, memory, predictions, proof
+from batchserve import codec, effort, lists, memory, predictions, proof
 from batchserve.binding import Binding, Feed, Wish, bind
 from batchserve.config import Job
 from batchserve.effort import Effort
@@ -41,7 +41,7 @@ def named_model(job: Job) -> ModelSpec:
         raise UsageError(
             "no model is named", "say --model PATH, set BATCHSERVE_MODEL, or put model = in batchserve.toml"
         )
-    return identify(job.model, job.device, job.custom_ops)
+    return identify(job.model, job.device, job.custom_ops, job.intra_op)
 
 
 def wish(job: Job) -> Wish:
@@ -177,7 +177,7 @@ def _fitting(
     elsewhere = bool(job.cluster or job.scheduler)
     if elsewhere and not job.memory_limit:
         return batch_rows, False
-    workers = job.workers or machine.usable_cpus()
+    workers = job.workers_here
     share = memory.share_bytes(workers, job.memory_limit, processes=workers if elsewhere else 1)
 
     def run(rows: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batchserve import cluster as clusters
-from batchserve import events, isolation, machine, scoring, threads
+from batchserve import events, isolation, scoring, threads
 from batchserve.config import Job
 from batchserve.events import Listener
 from batchserve.inputs import Partition
@@ -46,7 +46,7 @@ def opened(
     if todo == 0 or runs_in_place(job, made, cluster):
         yield Runner(partial(_in_place, job, made, space, listener), 1, in_place=True)
     elif runs_here(job, cluster) and not job.dashboard:
-        workers = job.workers or machine.usable_cpus()
+        workers = job.workers_here
         yield Runner(partial(_on_threads, job, made, space, workers), workers, in_place=False)
     else:
         scheduler = job.scheduler or _address(job)
@@ -135,4 +135,4 @@ def where_it_runs(job: Job, made: Plan) -> str:
     if job.cluster:
         return f"on the cluster {job.cluster}, at {_address(job)}"
     dask = "under" if job.dashboard else "without"
-    return f"on {job.workers or machine.usable_cpus()} threads of this process, {dask} Dask"
+    return f"on {job.workers_here} threads of this process, {dask} Dask"

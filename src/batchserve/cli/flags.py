@@ -146,6 +146,9 @@ BatchRows = Annotated[
     int | None,
     option("--batch-rows", text="Rows in every run of the model.", metavar="N"),
 ]
+IntraOp = Annotated[
+    int | None, option("--intra-op", text="Threads of one run of the model [default: 1].", metavar="N")
+]
 PartitionSize = Annotated[
     str | None,
     option("--partition-size", text="Input bytes per partition: 64k, 32MiB.", metavar="SIZE"),
