@@ -6,7 +6,7 @@ Messages go to stderr, data (`--json`) to stdout.
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -18,6 +18,9 @@ from batchserve.events import Event
 from batchserve.log import as_json
 from batchserve.meter import Meter
 from batchserve.report import Report, human_bytes
+
+if TYPE_CHECKING:
+    from batchserve.tune import Tuning
 
 
 def printable(text: str) -> str:
@@ -197,6 +200,16 @@ def table(title: str, facts: Mapping[str, Any]) -> None:
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
         console.print(Text(printable(f"  {name:<{width}}  {value}")), soft_wrap=True)
+
+
+def trials(found: "Tuning") -> dict[str, str]:
+    """Return what was tried, and what it gave, as words."""
+    told = {found.best: "taken"} | {found.usual: "what a job does by itself"}
+    return {
+        f"{each.batch_rows:,} rows, {each.intra_op} thread{'s' * (each.intra_op != 1)}":
+        f"{each.rows_per_s:12,.0f}  {told.get(each, '')}".rstrip()
+        for each in sorted(found.trials, key=lambda trial: (trial.intra_op, trial.batch_rows))
+    }  # fmt: skip
 
 
 def out(text: str) -> None:

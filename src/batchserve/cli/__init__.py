@@ -152,6 +152,51 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 
 @app.command()
+def tune(  # noqa: PLR0913, PLR0917  one parameter per flag
+    ctx: typer.Context,
+    inputs: flags.Inputs,
+    model: flags.ModelPath = None,
+    features: flags.Features = None,
+    map: flags.Map = None,
+    set: flags.Set = None,
+    outputs: flags.Outputs = None,
+    rows_depend: flags.RowsDepend = None,
+    custom_ops: flags.CustomOps = None,
+    device: flags.Device = None,
+    on_null: flags.OnNull = None,
+    format: flags.Format = None,
+    delimiter: flags.Delimiter = None,
+    quote: flags.Quote = None,
+    escape: flags.Escape = None,
+    header: flags.Header = None,
+    skip_lines: flags.SkipLines = None,
+    encoding: flags.Encoding = None,
+    type: flags.Type = None,
+    workers: flags.Workers = None,
+    config: flags.Config = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Measure which batch size and threads the model runs fastest with, and write them to the config.
+
+    Example: batchserve tune flights.csv --model model.onnx
+    """
+    settings = _settings(ctx, inputs, config)
+    from batchserve import console
+    from batchserve import tune as tuning
+    from batchserve.config import FILE_NAME
+
+    found = tuning.tuned(settings.job, inputs)
+    path = settings.file if settings.file and not settings.beside else Path(FILE_NAME)
+    console.table("rows/s of the model alone, on all workers", console.trials(found))
+    if found.best == found.usual:
+        console.out(f"batch_rows = {found.usual.batch_rows} and intra_op = 1 stay: nothing is a tenth faster")
+        return
+    tuning.write(path, found.best)
+    gain = f"{found.best.rows_per_s / found.usual.rows_per_s:.2f} times as fast"
+    console.out(f"{path}: batch_rows = {found.best.batch_rows}, intra_op = {found.best.intra_op} ({gain})")
+
+
+@app.command()
 def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],

@@ -1,0 +1,168 @@
+"""The batch size and the threads that a model runs fastest with on this machine, measured on some rows."""
+
+import itertools
+import re
+import statistics
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from batchserve import job as jobs
+from batchserve import machine, scoring, storage
+from batchserve.config import Job
+from batchserve.errors import DataError, UsageError
+from batchserve.model import NO_CODES, Tensor
+from batchserve.planning import Plan
+from batchserve.runs import Runs
+from batchserve.scoring import Recipe
+from batchserve.storage import translated, translated_writing
+from batchserve.tally import Tally
+
+SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Rows per run that are tried."""
+_ROUNDS, _TRIAL_S = 3, 0.2
+_WORTH = 1.1
+"""So much faster than the plan's own choice something must be to be taken: less is chance."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to run the model.
+
+    Attributes:
+        rows_per_s: Of all workers together, the model alone.
+    """
+
+    batch_rows: int
+    intra_op: int
+    rows_per_s: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured.
+
+    Attributes:
+        trials: All that was tried.
+        usual: What a job would do by itself.
+        best: What is worth saying: the fastest, or `usual` if that is not much slower.
+    """
+
+    trials: tuple[Trial, ...]
+    usual: Trial
+    best: Trial
+
+
+def tuned(job: Job, given: Sequence[str], trial_s: float = _TRIAL_S) -> Tuning:
+    """Measure how fast a model runs in batches of several sizes, and with several threads a run.
+
+    Each way is taken as a job would take it, on all usable CPUs at once, in turn and three times.
+
+    Args:
+        job: What the user wants; its `batch_rows` and `intra_op` are not looked at.
+        given: Input paths, globs and folders.
+        trial_s: Seconds of one measurement.
+
+    Raises:
+        BatchserveError: As when the job is planned; or there is no row that can be scored.
+    """
+    asked = job.model_copy(update={"batch_rows": None, "intra_op": 1})
+    made, _ = jobs.plan(asked, given, None)
+    recipe = made.recipe
+    fixed = recipe.binding.fixed_batch
+    sizes = (fixed,) if fixed else tuple(sorted({*SIZES, recipe.batch_rows}))
+    threads = sorted({1, machine.usable_cpus()})
+    ways = list(itertools.product(sizes, threads))
+    tensors = _rows(made, max(sizes))
+    rates: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+    for _, way in itertools.product(range(_ROUNDS), ways):
+        workers = asked.model_copy(update={"intra_op": way[1]}).workers_here
+        rates[way].append(_rate(recipe, tensors, *way, workers, trial_s))
+    trials = tuple(Trial(*way, statistics.median(found)) for way, found in rates.items())
+    usual = next(t for t in trials if (t.batch_rows, t.intra_op) == (recipe.batch_rows, 1))
+    fastest = max(trials, key=lambda trial: trial.rows_per_s)
+    worth = fastest.rows_per_s >= _WORTH * usual.rows_per_s
+    return Tuning(trials, usual, fastest if worth else usual)
+
+
+def _rows(made: Plan, count: int) -> dict[str, Tensor]:
+    """Return the tensors of `count` rows: the first ones, over and over if there are fewer."""
+    recipe = made.recipe.model_copy(update={"limit": count})
+    pieces = (rows for part in made.partitions for rows in scoring.bound(part, recipe, Tally()) if len(rows))
+    first = next(pieces, None)
+    if first is None:
+        raise DataError("there is no row to measure with", "give a file with rows that can be scored")
+    again = np.arange(count) % len(first)
+    return {name: tensor[again] for name, tensor in first.encoded.tensors.items()}
+
+
+def _rate(
+    recipe: Recipe, tensors: dict[str, Tensor], batch_rows: int, intra_op: int, workers: int, trial_s: float
+) -> float:
+    """Run the model on all workers for a while; return the rows per second of all together."""
+    spec = recipe.model.model_copy(update={"intra_op": intra_op})
+    runs = scoring.runs_of(recipe.model_copy(update={"model": spec}))
+    names = [prediction.output for prediction in recipe.predictions]
+    runs.run(names, {name: tensor[:batch_rows] for name, tensor in tensors.items()})
+    with ThreadPoolExecutor(workers) as pool:
+        until = time.perf_counter() + trial_s
+        done = pool.map(lambda _: sum(_batches(runs, names, tensors, batch_rows, until)), range(workers))
+        return sum(done) / (trial_s + time.perf_counter() - until)
+
+
+def _batches(
+    runs: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int, until: float
+) -> Iterator[int]:
+    """Run batch after batch until it is time; give the rows of each."""
+    rows = len(next(iter(tensors.values())))
+    for start in itertools.cycle(range(0, rows - batch_rows + 1, batch_rows)):
+        if time.perf_counter() > until:
+            return
+        runs.run(names, {n: tensor[start : start + batch_rows] for n, tensor in tensors.items()}, NO_CODES)
+        yield batch_rows
+
+
+# -- written down -----------------------------------------------------------------------------
+
+
+def write(path: Path, best: Trial) -> None:
+    """Put the best way into a config file; the rest of it stays as it is.
+
+    Args:
+        path: The file; it is made if it is not there.
+        best: What was found.
+
+    Raises:
+        UsageError: The file is no TOML.
+    """
+    with translated(path):
+        text = path.read_text() if path.exists() else ""
+    for key, value in (("intra_op", best.intra_op), ("batch_rows", best.batch_rows)):
+        text = _with(text, key, value)
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = f"{path}: is no TOML ({error})"
+        raise UsageError(message, f"write it there: batch_rows = {best.batch_rows}") from error
+    temporary = path.with_name(f".{path.name}.tmp")
+    with translated_writing(path.parent):
+        storage.remove(temporary)
+        storage.write_durable(temporary, text.encode())
+        storage.keep_mode(path, temporary)
+        storage.replace(temporary, path)
+
+
+def _with(text: str, key: str, value: int) -> str:
+    """Return the text of a config with a top-level key set: before the first table."""
+    table = re.search(r"^\s*\[", text, re.MULTILINE)
+    top, rest = (text[: table.start()], text[table.start() :]) if table else (text, "")
+    line = f"{key} = {value}"
+    found = re.compile(rf"^{key}\s*=.*$", re.MULTILINE)
+    if found.search(top):
+        return found.sub(line, top) + rest
+    return f"{top}{'' if top.endswith(chr(10)) or not top else chr(10)}{line}\n{rest}"
