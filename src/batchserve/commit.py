@@ -115,7 +115,9 @@ def _named_file(
     filled = [r for r in receipts if r.rows_out] or list(receipts[:1])
     _check_space(found, sum(r.size_bytes for r in filled))
     expected = [group for receipt in filled for group in receipt.row_groups]
-    groups, footer_sha256 = glue.join([space.file(r.part) for r in filled], expected, temporary)
+    groups, footer_sha256 = glue.join(
+        [space.file(r.part) for r in filled], expected, temporary, plan.recipe.coded
+    )
     storage.keep_mode(found.path, temporary)
     storage.disk.sync_file(temporary)
     size = storage.disk.size_bytes(temporary) or 0

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 
 from batchserve import storage
 from batchserve.errors import StorageError
-from batchserve.outputs import COMPRESSION, RowGroup, dictionaries
+from batchserve.outputs import COMPRESSION, RowGroup
 
 _MAGIC_BYTES = 4
 
 
-def join(parts: Sequence[Path], expected: Sequence[RowGroup], output: Path) -> tuple[list[RowGroup], str]:
+def join(
+    parts: Sequence[Path], expected: Sequence[RowGroup], output: Path, coded: Sequence[str] = ()
+) -> tuple[list[RowGroup], str]:
     """Put parts together into `output` and check it; the caller makes it durable.
 
     pq-glue copies row groups as they are. Where it refuses, the rows are encoded again; whether
@@ -26,6 +28,7 @@ def join(parts: Sequence[Path], expected: Sequence[RowGroup], output: Path) -> t
         parts: The parts in input order, at least one, all of one schema.
         expected: Their row groups, in order, as their receipts state them.
         output: The new file.
+        coded: Columns that are written with a dictionary, should they be encoded again.
 
     Returns:
         The row groups of `output`, and the sha256 of what follows the last one.
@@ -37,7 +40,7 @@ def join(parts: Sequence[Path], expected: Sequence[RowGroup], output: Path) -> t
         pq_glue.concat([str(part) for part in parts], str(output))
         copied = True
     except ValueError:
-        _encode_again(parts, output)
+        _encode_again(parts, output, coded)
         copied = False
     found, footer_sha256 = _inspected(output)
     same = found == list(expected) if copied else _rows(found) == _rows(expected)
@@ -51,9 +54,9 @@ def _rows(groups: Sequence[RowGroup]) -> list[int]:
     return [group.rows for group in groups]
 
 
-def _encode_again(parts: Sequence[Path], output: Path) -> None:
+def _encode_again(parts: Sequence[Path], output: Path, coded: Sequence[str]) -> None:
     schema = pq.read_schema(parts[0])
-    options = {"compression": COMPRESSION, "use_dictionary": dictionaries(schema)}
+    options = {"compression": COMPRESSION, "use_dictionary": list(coded)}
     with pq.ParquetWriter(output, schema, write_page_checksum=True, **options) as writer:
         for part in parts:
             with pq.ParquetFile(part, page_checksum_verification=True) as file:

@@ -15,6 +15,7 @@ from batchserve.errors import BatchserveError, ModelError, Problems, UsageError,
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Reading, inference
 from batchserve.model import Signature, Tensor, session_for
 from batchserve.modelfile import ModelSpec, identify
+from batchserve.outputs import dictionaries
 from batchserve.predictions import Prediction
 from batchserve.runs import Runs
 from batchserve.scoring import Recipe, padded
@@ -95,11 +96,11 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
     )  # fmt: skip
     added = [pa.field(p.column, predictions.decode(p, values[p.output]).type) for p in seen]
     kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
+    output = pa.schema([*kept, *added])
     return Recipe(
-        model=spec, reading=reading, binding=binding, predictions=seen, keep=keep,
-        schema_=pa.schema([*kept, *added]), batch_rows=batch_rows, limit=job.limit,
-        rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters,
-        effort=work,
+        model=spec, reading=reading, binding=binding, predictions=seen, keep=keep, schema_=output,
+        coded=dictionaries(output, look.sample), batch_rows=batch_rows, limit=job.limit,
+        rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters, effort=work,
     )  # fmt: skip
 
 

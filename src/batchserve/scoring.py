@@ -44,6 +44,8 @@ class Recipe(BaseModel):
     """Input columns that pass through, in input order."""
     schema_: ArrowSchema
     """The output: kept columns, then predictions."""
+    coded: tuple[str, ...] = ()
+    """Columns of the output that are written with a dictionary."""
     batch_rows: int
     """Rows of every single run of the model; short ones are padded."""
     limit: int | None = None
@@ -101,7 +103,7 @@ def _attempt(  # noqa: PLR0913, PLR0917  one more than it should be: the count o
     partition: Partition, recipe: Recipe, workspace: Workspace, tick: Callable[[int], None],
     stall_timeout_s: float | None, kind: type[Runs], retries: int,
 ) -> Receipt:  # fmt: skip
-    with outputs.open_part(workspace, partition.name, recipe.schema_) as part:
+    with outputs.open_part(workspace, partition.name, recipe.schema_, recipe.coded) as part:
         tally = Tally(part.reject)
         tally.retries = retries
         with tally.timed("model"):
