@@ -72,7 +72,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_the_commands_are_those_of_the_design() -> None:
     """There are eight commands in this release."""
-    assert COMMANDS == ["clean", "cluster", "demo", "inspect", "plan", "retry", "score", "verify"]
+    assert COMMANDS == ["clean", "cluster", "demo", "inspect", "plan", "retry", "score", "tune", "verify"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -342,7 +342,7 @@ def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "score", "iris.csv", OUT, *M)
 
     assert done.out == ""
-    assert len(done.err.splitlines()) == 3
+    assert len(done.err.splitlines()) == 4
     assert "out.parquet: 150 rows from iris.csv (3.9 kB in, " in done.err
     assert "rows/s" in done.err
 
@@ -358,7 +358,7 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
     assert (facts["partitions"], facts["workers"], facts["in_place"]) == (4, 2, False)
     assert facts["size_bytes"] == Path(OUT).stat().st_size
     assert facts["plan_id"] == json.loads(Path("out.receipt.json").read_text())["plan_id"]
-    assert set(facts["stage_seconds"]) == {"read", "bind", "model", "write"}
+    assert set(facts["stage_seconds"]) == {"read", "bind", "model", "encode", "write", "other"}
 
 
 def test_json_prints_nothing_when_it_fails(capsys: pytest.CaptureFixture[str]) -> None:
