@@ -338,7 +338,7 @@ def test_a_config_beside_the_inputs_is_found_and_said(home: Path, capsys: pytest
 
 
 def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    """A job says three lines, all on stderr: what it used, what came out, how fast."""
+    """A job says four lines, all on stderr: what it used, what came out, how fast, and with what."""
     done = run(capsys, "score", "iris.csv", OUT, *M)
 
     assert done.out == ""

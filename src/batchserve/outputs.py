@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -296,8 +296,10 @@ def _comes_again(field: pa.Field, sample: pa.RecordBatch | None) -> bool:
     if pa.types.is_nested(field.type):
         return False
     if sample is not None and field.name in sample.schema.names:
-        values = sample.column(field.name).drop_null()
-        if len(values) >= _SEEN_ROWS and not pa.types.is_null(values.type):
+        values = sample.column(field.name)
+        seen = len(values) - values.null_count
+        with suppress(pa.ArrowNotImplementedError):  # Arrow cannot look at every type
             coded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
-            return 2 * len(coded.dictionary) <= len(values)
+            if seen >= _SEEN_ROWS:
+                return 2 * len(coded.dictionary) <= seen
     return not pa.types.is_floating(field.type)

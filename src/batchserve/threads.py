@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
-from batchserve.errors import StoppedError
 from batchserve.inputs import Partition
 from batchserve.outputs import Receipt
 from batchserve.segments import Unpacker
 
 STOP_TIMEOUT_S = 10
-"""How long a job that is stopped waits for the partitions that are being scored."""
+"""How long a job that ends early waits for the partitions that are being scored."""
 _AHEAD = 2
 """Partitions in the hands of the threads, for each: the one it scores and the next."""
 
@@ -25,8 +24,8 @@ def run(
 ) -> Iterator[Receipt]:
     """Score partitions on threads; give each receipt as it is committed, in any order.
 
-    A job that is stopped waits a while for the partitions that are being scored: what they do is
-    kept. An error is told at once.
+    A job that is stopped, or fails, waits a while for the partitions that are being scored: what they
+    do is kept, and nothing of it is at work when it has ended.
 
     Args:
         partitions: What to score, in order.
@@ -41,12 +40,9 @@ def run(
     held: dict[Future[Receipt], Partition] = {}
     try:
         yield from _scored(deque(partitions), lambda p: pool.submit(score, p), workers, unpacker, held)
-    except (GeneratorExit, StoppedError):
-        pool.shutdown(wait=False, cancel_futures=True)
-        wait([future for future in held if not future.cancelled()], timeout=STOP_TIMEOUT_S)
-        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        wait([future for future in held if not future.cancelled()], timeout=STOP_TIMEOUT_S)
 
 
 def _scored(
