@@ -201,7 +201,10 @@ class Run:
     def _opened(self, _job: Any, _plan: Any, space: Workspace, *_: Any) -> Iterator[runner.Runner]:
         yield runner.Runner(Scorer(self, space), 1, in_place=True)
 
-    def _join(self, parts: Sequence[Path], expected: Sequence[RowGroup], output: Path) -> Any:
+    def _join(
+        self, parts: Sequence[Path], expected: Sequence[RowGroup], output: Path, coded: Sequence[str]
+    ) -> Any:
+        assert coded == self.scenario.plan.recipe.coded
         data = [self.disk.read(path) for path in parts]
         if self.glue_checks and [_digest(piece) for piece in data] != [group.sha256 for group in expected]:
             raise StorageError("a part differs from its receipt")
