@@ -301,5 +301,5 @@ def _comes_again(field: pa.Field, sample: pa.RecordBatch | None) -> bool:
         with suppress(pa.ArrowNotImplementedError):  # Arrow cannot look at every type
             coded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
             if seen >= _SEEN_ROWS:
-                return 2 * len(coded.dictionary) <= seen
+                return bool(2 * len(coded.dictionary) <= seen)
     return not pa.types.is_floating(field.type)
