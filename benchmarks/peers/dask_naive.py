@@ -1,7 +1,6 @@
 """Dask as in its examples: `read_csv`, `map_partitions`, `to_parquet`."""
 
 import sys
-from functools import cache
 
 import dask
 import dask.dataframe as dd
@@ -10,13 +9,10 @@ import pandas as pd
 import pyarrow as pa
 from scoring import columns_of, scores, session_of
 
-loaded = cache(session_of)
-"""The session of a model, made once."""
-
 
 def predict(frame: pd.DataFrame, model: str) -> pd.DataFrame:
     """Score a partition."""
-    session = loaded(model)
+    session = session_of(model)
     table = pa.Table.from_pandas(frame[columns_of(session)], preserve_index=False)
     return frame.assign(score=scores(session, table))
 
