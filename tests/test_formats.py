@@ -735,10 +735,19 @@ def test_one_huge_row_group_streams(tmp_path: Path) -> None:
     assert most < size / 2
 
 
-def test_an_absurd_size_is_damage_and_no_want_of_memory() -> None:
-    """A size that no machine has is told as damage (65), not as memory that ran out (75)."""
-    with pytest.raises(DataError, match="is damaged"), translated("a.arrow"):
-        pa.allocate_buffer(1 << 62)
+ASKED = [(1 << 62, 30_000, True), (25 << 30, 30_000, True), (25 << 30, 1 << 20, False), (1 << 30, 1, False)]
+
+
+@pytest.mark.parametrize(("asked", "size", "damaged"), ASKED)
+def test_an_absurd_size_is_damage_and_no_want_of_memory(
+    asked: int, size: int, damaged: bool, tmp_path: Path
+) -> None:
+    """A size that no file of its length can hold is told as damage (65), not as memory that ran out (75)."""
+    path = tmp_path / "a.arrow"
+    path.write_bytes(b"x" * size)
+
+    with pytest.raises(DataError if damaged else MemoryError), translated(str(path)):
+        raise pa.lib.ArrowMemoryError(f"malloc of size {asked} failed")
 
 
 def test_what_arrow_cannot_read_is_not_taken_for_damage() -> None:

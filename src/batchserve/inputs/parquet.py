@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ SAMPLE_ROWS = 4096
 _BATCH_BYTES = 16 << 20
 """Of what is read at once, in the encoding of the file."""
 _READ_BUFFER_BYTES = 1 << 20
-_ABSURD_BYTES = 1 << 40
+_ABSURD_BYTES, _ABSURD_TIMES = 1 << 30, 100_000
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def translated(path: str, place: Callable[[], str] = str) -> Iterator[None]:
         with transient_reading(path):
             yield
     except (MemoryError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, MemoryError) and not _absurd(error):  # Arrow's own is one of both kinds
+        if isinstance(error, MemoryError) and not _absurd(error, path):  # Arrow's own is one of both kinds
             raise
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise from_os(OSError(error.errno, os.strerror(error.errno)), path) from error
@@ -51,10 +52,13 @@ def translated(path: str, place: Callable[[], str] = str) -> Iterator[None]:
         raise DataError(message, "fetch the file again") from error
 
 
-def _absurd(error: MemoryError) -> bool:
-    """Whether so much memory was asked for that the size can only be damaged."""
+def _absurd(error: MemoryError, path: str) -> bool:
+    """Whether so much memory was asked for at once that the size can only be damaged.
+
+    What is packed best, a column of one value by zstd, is 30,000 times as large when it is unpacked.
+    """
     size = re.search(r"size (\d+)", str(error))
-    return size is not None and int(size[1]) > _ABSURD_BYTES
+    return size is not None and int(size[1]) > max(_ABSURD_BYTES, _ABSURD_TIMES * Path(path).stat().st_size)
 
 
 @contextmanager
