@@ -112,10 +112,21 @@ def readable_bytes(raw: bytes, suffix: str) -> int:
     for i in range(len(raw)):
         try:
             unpacker = make() if unpacker.eof else unpacker
-            size += len(unpacker.decompress(raw[i : i + 1]))
+            for piece in _given(unpacker, raw[i : i + 1]):
+                size += len(piece)
         except (OSError, EOFError, zlib.error, lzma.LZMAError):
             break
     return size
+
+
+def _given(unpacker: Any, byte: bytes) -> Iterator[bytes]:
+    """Give what a byte sets free, in small pieces: the last one may make megabytes, and then fail."""
+    if not hasattr(unpacker, "needs_input"):  # of gzip
+        yield unpacker.decompress(byte)
+        return
+    yield unpacker.decompress(byte, 1_000)
+    while not (unpacker.eof or unpacker.needs_input):
+        yield unpacker.decompress(b"", 1_000)
 
 
 # -- Parquet ----------------------------------------------------------------------------------
