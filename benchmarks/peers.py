@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="the one that has the peers installed")
     asked = parser.parse_args()
     # Workers of a peer import what stands beside its script, by the same Python.
-    found = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    os.environ |= {"PYTHONPATH": found, "PYSPARK_PYTHON": asked.python}
+    found = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, found)), "PYSPARK_PYTHON": asked.python}
     print(machine(), end="\n\n")
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)

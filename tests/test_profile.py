@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_counts_its_own_time_only(
     report = bs.score("in.csv", "out.parquet", workers=1, **job)
 
     assert report.rows_before > 0
-    assert report.receipt.seconds["encode"] >= 0.5 > report.profile.seconds["wait"]
+    assert report.receipt.seconds["encode"] >= 0.5
     assert report.profile.total_s == pytest.approx(report.seconds, rel=0.02)
 
 

@@ -204,7 +204,7 @@ def table(title: str, facts: Mapping[str, Any]) -> None:
 
 def trials(found: "Tuning") -> dict[str, str]:
     """Return what was tried, and what it gave, as words."""
-    told = {found.best: "taken"} | {found.usual: "what a job does by itself"}
+    told = {found.best: "taken"} | {found.now: "what a job does now"}
     return {
         f"{each.batch_rows:,} rows, {each.intra_op} thread{'s' * (each.intra_op != 1)}":
         f"{each.rows_per_s:12,.0f}  {told.get(each, '')}".rstrip()

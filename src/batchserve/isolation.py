@@ -22,8 +22,8 @@ from batchserve import crash, events, lifetime, outputs, scoring, storage, trial
 from batchserve.errors import BatchserveError, CrashError
 from batchserve.events import Listener
 from batchserve.inputs import Partition
-from batchserve.lookups import Codes
-from batchserve.model import NO_CODES, Tensor
+from batchserve.lookups import NO_CODES, Codes
+from batchserve.model import Tensor
 from batchserve.outputs import Receipt, Workspace
 from batchserve.runs import Runs
 from batchserve.scoring import Recipe

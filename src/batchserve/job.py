@@ -240,8 +240,8 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         crashes = _isolated(job, made, space, listener, cluster)
         done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
         todo = len(made.partitions) - len(done)
-        began = time.perf_counter()
         with runner.opened(job, made, space, listener, cluster, todo) as running:
+            began = time.perf_counter()
             receipts = collection.collected(made, done, running, listener, crashes, budget)
             if needed := chain.amendments(made.partitions, receipts):
                 workspace.discard(found.workspace)

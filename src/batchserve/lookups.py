@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,9 @@ class Codes:
     def take(self, good: NDArray[np.bool_]) -> "Codes":
         """Return only the rows where `good` is true."""
         return Codes(self.texts, self.rows[good])
+
+
+NO_CODES: Mapping[str, Codes] = MappingProxyType({})
 
 
 class Shortcut:

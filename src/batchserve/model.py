@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pydantic import BaseModel
 
 from batchserve import watch
 from batchserve.errors import BatchserveError, MemoryShortError, ModelError, RunError
-from batchserve.lookups import Codes, Shortcut
+from batchserve.lookups import NO_CODES, Codes, Shortcut
 from batchserve.modelfile import ModelSpec, identify
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 Tensor = NDArray[Any]
 """A tensor; strings are object arrays of `str`."""
 
-NO_CODES: Mapping[str, Codes] = MappingProxyType({})
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Device to the execution provider that is asked for, alone."""
 FEATURES_KEY = "batchserve.features"

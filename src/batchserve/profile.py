@@ -1,6 +1,6 @@
 """Where the time of a job went: per core, by stage; which stage binds, and what would help most."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchserve import machine
@@ -9,8 +9,6 @@ from batchserve.planning import Plan
 
 STAGES = ("read", "bind", "model", "encode", "write", "other")
 """What a worker does: `other` is what lies between the stages."""
-
-
 _INSIDE = {"other": "scheduling", "publish": "write"}
 """What a short form counts as something else."""
 
@@ -47,7 +45,7 @@ class Profile:
     @property
     def binds(self) -> str:
         """What most of the time went to."""
-        return max(self.seconds, key=self.seconds.__getitem__)
+        return _largest(self.seconds)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -80,9 +78,12 @@ def profiled(made: Plan, scored: Sequence[Receipt], workers: int, phases: Phases
     idle = max(0.0, phases.work_s - sum(spent.values()))
     seconds = {"start-up": phases.start_up_s, **busy, "wait": sum(waited.values()), "scheduling": idle}
     seconds |= {"publish": phases.publish_s}
-    binds = max(seconds, key=seconds.__getitem__)
-    waited_in = max(waited, key=waited.__getitem__)
-    return Profile(seconds, waited_in, _advice(binds, waited_in, made, workers))
+    waited_in = _largest(waited)
+    return Profile(seconds, waited_in, _advice(_largest(seconds), waited_in, made, workers))
+
+
+def _largest(seconds: Mapping[str, float]) -> str:
+    return max(seconds, key=seconds.__getitem__)
 
 
 def _advice(binds: str, waited_in: str, made: Plan, workers: int) -> str:

@@ -50,7 +50,7 @@ def opened(
         yield Runner(partial(_on_threads, job, made, space, workers), workers, in_place=False)
     else:
         scheduler = job.scheduler or _address(job)
-        with clusters.opened(cluster, scheduler, job.workers, dashboard=job.dashboard) as engine:
+        with clusters.opened(cluster, scheduler, job.workers_here, dashboard=job.dashboard) as engine:
             if engine.dashboard:
                 listener.on(events.DashboardOpened(url=engine.dashboard))
             for note in engine.notes:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from batchserve.errors import MemoryShortError
-from batchserve.lookups import Codes
-from batchserve.model import NO_CODES, Session, Tensor
+from batchserve.lookups import NO_CODES, Codes
+from batchserve.model import Session, Tensor
 
 
 class Runs:

@@ -18,8 +18,8 @@ from batchserve.codec import Misfit
 from batchserve.effort import Effort
 from batchserve.errors import CrashError, MemoryShortError, RunError, StallError
 from batchserve.inputs import ArrowSchema, BadRecord, Block, Fault, Partition, Reading, TypeMisfit
-from batchserve.lookups import Codes
-from batchserve.model import NO_CODES, Session, Tensor, session_for
+from batchserve.lookups import NO_CODES, Codes
+from batchserve.model import Session, Tensor, session_for
 from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Receipt, Workspace
 from batchserve.predictions import Prediction
@@ -138,12 +138,14 @@ def runs_of(recipe: Recipe, timeout_s: float | None = None, kind: type[Runs] = R
 def bound(partition: Partition, recipe: Recipe, tally: Tally) -> Iterator[Rows]:
     """Read a partition as rows ready for the model; rows at fault are told and left out."""
     held: list[Stretch] = []
+    rows = size_bytes = 0
     for stretch in _read(partition, recipe, tally):
         held.append(stretch)
-        rows, size = (sum(getattr(each.block.batch, n) for each in held) for n in ("num_rows", "nbytes"))
-        if rows >= _BOUND_ROWS or size >= _BOUND_BYTES:
+        rows += stretch.block.batch.num_rows
+        size_bytes += stretch.block.batch.nbytes
+        if rows >= _BOUND_ROWS or size_bytes >= _BOUND_BYTES:
             yield _bound(held, recipe, tally)
-            held = []
+            held, rows, size_bytes = [], 0, 0
     if held:
         yield _bound(held, recipe, tally)
 

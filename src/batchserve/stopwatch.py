@@ -26,15 +26,23 @@ class Stopwatch:
     _began: float = 0.0
     _ran: float = 0.0
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begin a block."""
         self._began, self._ran = time.perf_counter(), time.thread_time()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Add the block that was begun last."""
         ran = time.thread_time() - self._ran
         passed = time.perf_counter() - self._began
         self.seconds += passed
         self.waited_s += max(0.0, passed - ran)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def hand_over(self, other: "Stopwatch") -> None:
         """Take off what `other` counted inside the blocks of this one."""

@@ -32,7 +32,7 @@ class Tally:
         self.nonfinite: Counter[str] = Counter()
         self._watches: dict[str, Stopwatch] = defaultdict(Stopwatch)
         self._whole = Stopwatch()
-        self._whole.__enter__()
+        self._whole.start()
         self.halved = self.retries = 0
 
     @property
@@ -91,7 +91,7 @@ class Tally:
 
     def _times(self) -> dict[str, Stopwatch]:
         """Return the time of every stage, and what lies between them as `other`."""
-        self._whole.__exit__()
+        self._whole.stop()
         stages = dict(self._watches)
         for watch in stages.values():
             self._whole.hand_over(watch)

@@ -5,9 +5,10 @@ import re
 import statistics
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from batchserve import job as jobs
 from batchserve import machine, scoring, storage
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError
-from batchserve.model import NO_CODES, Tensor
+from batchserve.model import Tensor
 from batchserve.planning import Plan
 from batchserve.runs import Runs
 from batchserve.scoring import Recipe
@@ -27,7 +28,7 @@ SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """Rows per run that are tried."""
 _ROUNDS, _TRIAL_S = 3, 0.2
 _WORTH = 1.1
-"""So much faster than the plan's own choice something must be to be taken: less is chance."""
+"""So much faster than now something must be to be taken: less is chance."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,19 @@ class Tuning:
 
     Attributes:
         trials: All that was tried.
-        usual: What a job would do by itself.
-        best: What is worth saying: the fastest, or `usual` if that is not much slower.
+        now: What a job does as it is configured.
+        best: What is worth saying: the fastest, or `now` if that is not much slower.
     """
 
     trials: tuple[Trial, ...]
-    usual: Trial
+    now: Trial
     best: Trial
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """What a config has to say other than now."""
+        wanted = {"batch_rows": self.best.batch_rows, "intra_op": self.best.intra_op}
+        return {key: value for key, value in wanted.items() if value != getattr(self.now, key)}
 
 
 def tuned(job: Job, given: Sequence[str], trial_s: float = _TRIAL_S) -> Tuning:
@@ -64,30 +71,28 @@ def tuned(job: Job, given: Sequence[str], trial_s: float = _TRIAL_S) -> Tuning:
     Each way is taken as a job would take it, on all usable CPUs at once, in turn and three times.
 
     Args:
-        job: What the user wants; its `batch_rows` and `intra_op` are not looked at.
+        job: What the user wants.
         given: Input paths, globs and folders.
         trial_s: Seconds of one measurement.
 
     Raises:
         BatchserveError: As when the job is planned; or there is no row that can be scored.
     """
-    asked = job.model_copy(update={"batch_rows": None, "intra_op": 1})
-    made, _ = jobs.plan(asked, given, None)
+    made, _ = jobs.plan(job, given, None)
     recipe = made.recipe
     fixed = recipe.binding.fixed_batch
     sizes = (fixed,) if fixed else tuple(sorted({*SIZES, recipe.batch_rows}))
-    threads = sorted({1, machine.usable_cpus()})
-    ways = list(itertools.product(sizes, threads))
+    ways = list(itertools.product(sizes, sorted({1, job.intra_op, machine.usable_cpus()})))
     tensors = _rows(made, max(sizes))
     rates: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     for _, way in itertools.product(range(_ROUNDS), ways):
-        workers = asked.model_copy(update={"intra_op": way[1]}).workers_here
+        workers = job.model_copy(update={"intra_op": way[1]}).workers_here
         rates[way].append(_rate(recipe, tensors, *way, workers, trial_s))
-    trials = tuple(Trial(*way, statistics.median(found)) for way, found in rates.items())
-    usual = next(t for t in trials if (t.batch_rows, t.intra_op) == (recipe.batch_rows, 1))
-    fastest = max(trials, key=lambda trial: trial.rows_per_s)
-    worth = fastest.rows_per_s >= _WORTH * usual.rows_per_s
-    return Tuning(trials, usual, fastest if worth else usual)
+    trials = {way: Trial(*way, statistics.median(found)) for way, found in rates.items()}
+    now = trials[recipe.batch_rows, job.intra_op]
+    fastest = max(trials.values(), key=lambda trial: trial.rows_per_s)
+    worth = fastest.rows_per_s >= _WORTH * now.rows_per_s
+    return Tuning(tuple(trials.values()), now, fastest if worth else now)
 
 
 def _rows(made: Plan, count: int) -> dict[str, Tensor]:
@@ -109,10 +114,11 @@ def _rate(
     runs = scoring.runs_of(recipe.model_copy(update={"model": spec}))
     names = [prediction.output for prediction in recipe.predictions]
     runs.run(names, {name: tensor[:batch_rows] for name, tensor in tensors.items()})
+    begun = time.perf_counter()
+    batches = partial(_batches, runs, names, tensors, batch_rows, begun + trial_s)
     with ThreadPoolExecutor(workers) as pool:
-        until = time.perf_counter() + trial_s
-        done = pool.map(lambda _: sum(_batches(runs, names, tensors, batch_rows, until)), range(workers))
-        return sum(done) / (trial_s + time.perf_counter() - until)
+        rows = sum(pool.map(lambda _: sum(batches()), range(workers)))
+    return rows / (time.perf_counter() - begun)
 
 
 def _batches(
@@ -123,32 +129,33 @@ def _batches(
     for start in itertools.cycle(range(0, rows - batch_rows + 1, batch_rows)):
         if time.perf_counter() > until:
             return
-        runs.run(names, {n: tensor[start : start + batch_rows] for n, tensor in tensors.items()}, NO_CODES)
+        runs.run(names, {n: tensor[start : start + batch_rows] for n, tensor in tensors.items()})
         yield batch_rows
 
 
 # -- written down -----------------------------------------------------------------------------
 
 
-def write(path: Path, best: Trial) -> None:
-    """Put the best way into a config file; the rest of it stays as it is.
+def write(path: Path, changes: Mapping[str, int]) -> None:
+    """Put values into a config file; the rest of it stays as it is.
 
     Args:
         path: The file; it is made if it is not there.
-        best: What was found.
+        changes: Top-level keys and their values.
 
     Raises:
         UsageError: The file is no TOML.
     """
     with translated(path):
         text = path.read_text() if path.exists() else ""
-    for key, value in (("intra_op", best.intra_op), ("batch_rows", best.batch_rows)):
+    for key, value in changes.items():
         text = _with(text, key, value)
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = f"{path}: is no TOML ({error})"
-        raise UsageError(message, f"write it there: batch_rows = {best.batch_rows}") from error
+        values = ", ".join(f"{key} = {value}" for key, value in changes.items())
+        raise UsageError(message, f"correct it, and write there: {values}") from error
     temporary = path.with_name(f".{path.name}.tmp")
     with translated_writing(path.parent):
         storage.remove(temporary)

@@ -188,12 +188,12 @@ def tune(  # noqa: PLR0913, PLR0917  one parameter per flag
     found = tuning.tuned(settings.job, inputs)
     path = settings.file if settings.file and not settings.beside else Path(FILE_NAME)
     console.table("rows/s of the model alone, on all workers", console.trials(found))
-    if found.best == found.usual:
-        console.out(f"batch_rows = {found.usual.batch_rows} and intra_op = 1 stay: nothing is a tenth faster")
+    if not found.changes:
+        console.out("all stays as it is: nothing is a tenth faster")
         return
-    tuning.write(path, found.best)
-    gain = f"{found.best.rows_per_s / found.usual.rows_per_s:.2f} times as fast"
-    console.out(f"{path}: batch_rows = {found.best.batch_rows}, intra_op = {found.best.intra_op} ({gain})")
+    tuning.write(path, found.changes)
+    changes = ", ".join(f"{key} = {value}" for key, value in found.changes.items())
+    console.out(f"{path}: {changes} ({found.best.rows_per_s / found.now.rows_per_s:.2f} times as fast)")
 
 
 @app.command()

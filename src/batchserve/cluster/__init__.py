@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batchserve import machine
 from batchserve.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def active_client() -> "Client | None":
 
 
 @contextmanager
-def opened(given: Any, scheduler: str | None, workers: int | None, *, dashboard: bool) -> Iterator[Engine]:
+def opened(given: Any, scheduler: str | None, workers: int, *, dashboard: bool) -> Iterator[Engine]:
     """Use the cluster given, else the scheduler, else the active client, else open our own.
 
     Only what was opened here is closed.
@@ -73,7 +72,7 @@ def opened(given: Any, scheduler: str | None, workers: int | None, *, dashboard:
     Args:
         given: A client or cluster of the caller, or None.
         scheduler: Address of a running scheduler, or None.
-        workers: Threads of our own cluster; the usable CPUs by default.
+        workers: Threads of our own cluster.
         dashboard: Serve Dask's dashboard on loopback, with our own cluster.
 
     Raises:
@@ -91,7 +90,7 @@ def opened(given: Any, scheduler: str | None, workers: int | None, *, dashboard:
             with connected(given if given is not None else scheduler) as client:
                 yield _engine(client)
         else:
-            with _own(workers or machine.usable_cpus(), dashboard=dashboard) as engine:
+            with _own(workers, dashboard=dashboard) as engine:
                 yield engine
 
 
