@@ -12,15 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from batchserve.arrays import NULL_TEXTS, array_of
 from batchserve.binding import Binding, Feed, Wish, bind, stored_features, wanted_columns
-from batchserve.codec import (
-    NULL_TEXTS,
-    Encoded,
-    Misfit,
-    array_of,
-    encode,
-    number_or_none,
-)
+from batchserve.codec import Encoded, Misfit, encode, number_or_none
 from batchserve.errors import ModelError
 from batchserve.model import FEATURES_KEY, Port, Signature, Tensor
 from batchserve.nulls import NullPolicy

@@ -26,8 +26,9 @@ import models
 from batchserve import constants, frames, modelfile, proof, report, runs, verify
 from batchserve import lists as listing
 from batchserve import model as model_module
+from batchserve.arrays import array_of
 from batchserve.binding import Binding, Feed
-from batchserve.codec import array_of, encode
+from batchserve.codec import encode
 from batchserve.console import summary_lines
 from batchserve.errors import ModelError, NotFoundError
 from batchserve.model import Port, session_for

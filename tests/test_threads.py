@@ -1,5 +1,6 @@
 """Partitions on threads of this process: how a job goes on, and how it ends early."""
 
+import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -68,13 +69,12 @@ def test_a_job_that_ends_early_finishes_what_runs_and_begins_nothing(
     begun, ended = set[int](), set[int]()
     both, go_on = threading.Barrier(WORKERS), threading.Event()
     waited: list[Future[Any]] = []
-    wait = threads.wait
 
     def spied(futures: list[Future[Any]], timeout: float) -> Any:
         waited.extend(futures)
         assert not any(future.cancelled() for future in futures)  # or it would wait in vain
         go_on.set()
-        return wait(futures, timeout)
+        return concurrent.futures.wait(futures, timeout)
 
     def score(partition: Partition) -> int:
         begun.add(partition.index)

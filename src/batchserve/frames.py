@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from batchserve import binding, codec, recipes, scoring
+from batchserve import arrays, binding, codec, recipes, scoring
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition, cutting
@@ -117,7 +117,7 @@ class Model:
             return self._table(frame)
         if isinstance(frame, pa.RecordBatch):
             table = self._table(pa.Table.from_batches([frame])).combine_chunks()
-            return table.to_batches()[0] if len(table) else codec.empty_batch(table.schema)
+            return table.to_batches()[0] if len(table) else arrays.empty_batch(table.schema)
         raise UsageError(f"{type(frame).__name__}: not a frame that can be scored", _KINDS)
 
     def _table(self, table: pa.Table) -> pa.Table:
@@ -148,7 +148,7 @@ _KINDS = "give a pandas, Polars, Arrow or Dask frame"
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
     batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else codec.empty_batch(table.schema)
+    return batches[0] if batches else arrays.empty_batch(table.schema)
 
 
 def predicted(batch: pa.RecordBatch, recipe: Recipe) -> pa.Table:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import pyarrow as pa
 from pydantic import BaseModel
 
-from batchserve import __version__, codec, inputs
+from batchserve import __version__, arrays, inputs
 from batchserve.config import Job
 from batchserve.effort import Effort
 from batchserve.errors import ModelError, Problems, StallError
@@ -99,7 +99,7 @@ def make(
     spec = problems.attempt(lambda: named_model(job), nothing)
     if spec != nothing:
         problems.attempt(lambda: session_for(spec), None)
-    empty = Look(pa.schema([]), codec.empty_batch(pa.schema([])))
+    empty = Look(pa.schema([]), arrays.empty_batch(pa.schema([])))
     look = empty
     asked = problems.attempt(lambda: Asked.of(job), Asked())
     if sources:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from batchserve.codec import array_of, raw_values
+from batchserve.arrays import array_of, raw_values
 from batchserve.errors import ModelError
 from batchserve.model import Port, Tensor, element, tensor_dtype
 

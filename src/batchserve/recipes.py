@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import codec, effort, lists, memory, predictions, proof
+from batchserve import arrays, codec, effort, lists, memory, predictions, proof
 from batchserve.binding import Binding, Feed, Wish, bind
 from batchserve.config import Job
 from batchserve.effort import Effort
@@ -216,7 +216,7 @@ def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) 
         bad = [m for m in misfits if m.column == name and m.kind == "CAST"]
         if not bad:
             continue
-        texts = codec.without_null_texts(look.sample.column(name))
+        texts = arrays.without_null_texts(look.sample.column(name))
         if len(bad) == len(texts) - texts.null_count:
             message = f"column {name} holds text ({bad[0].value!r}), the model wants numbers"
             problems.append(ModelError(message, "read another column: --map INPUT=COLUMN, or --features"))

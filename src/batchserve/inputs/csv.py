@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
-from batchserve.codec import empty_to_null, number_or_none, without_null_texts
+from batchserve.arrays import empty_to_null, without_null_texts
+from batchserve.codec import number_or_none
 from batchserve.inputs import (
     OPEN_END,
     Block,

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from batchserve.codec import text_array
+from batchserve.arrays import text_array
 from batchserve.errors import DataError
 from batchserve.inputs import Folders, Source
 from batchserve.inputs.inference import TYPES

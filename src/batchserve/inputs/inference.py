@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchserve.codec import only_where, without_null_texts
+from batchserve.arrays import only_where, without_null_texts
 from batchserve.errors import BatchserveError, UsageError, did_you_mean, raise_all
 from batchserve.inputs.dialect import Dialect
 

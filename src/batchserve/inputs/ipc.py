@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import ipc
 
-from batchserve.codec import empty_batch
+from batchserve.arrays import empty_batch
 from batchserve.errors import DataError, raise_all
 from batchserve.inputs import OPEN_END, Block, Extent, Item, Look, Reading, Slice, Source, Wish, cutting
 from batchserve.inputs.dialect import Dialect

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import json as pajson
 
-from batchserve.codec import empty_batch, number_or_none
+from batchserve.arrays import empty_batch
+from batchserve.codec import number_or_none
 from batchserve.errors import DataError, raise_all
 from batchserve.inputs import (
     OPEN_END,

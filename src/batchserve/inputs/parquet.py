@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchserve.codec import empty_batch
+from batchserve.arrays import empty_batch
 from batchserve.errors import DataError, UsageError, from_os, raise_all
 from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, Wish, cutting
 from batchserve.inputs.dialect import Dialect

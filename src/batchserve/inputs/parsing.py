@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv as pacsv
 
-from batchserve.codec import NULL_TEXTS, empty_batch, empty_to_null
+from batchserve.arrays import NULL_TEXTS, empty_batch, empty_to_null
 from batchserve.inputs import encodings, quotes
 from batchserve.inputs.dialect import Dialect
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from batchserve.codec import array_of
+from batchserve.arrays import array_of
 from batchserve.errors import DataError, UsageError, raise_all
 from batchserve.inputs import (
     SOURCE_FILE,
