@@ -20,7 +20,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import models
-from batchserve import events, glue, job, outputs, runner, storage, target
+from batchserve import events, glue, job, outputs, runner, standing, storage, target
 from batchserve.config import Job
 from batchserve.errors import OutputError, StorageError
 from batchserve.inputs import Partition, Slice, Source, files
@@ -175,7 +175,7 @@ class Run:
             if self.scenario.over == "append":
                 work = job._appending(sources, found)
             if work.earlier and not work.sources:
-                job._tidy(found, work.earlier)
+                standing.tidy(found, work.earlier)
             else:
                 job._run(self.scenario.job, self.scenario.plan, work, found, events.Silent(), None)
 

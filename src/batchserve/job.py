@@ -17,19 +17,16 @@ from batchserve import (
     planning,
     profile,
     runner,
+    standing,
     storage,
     target,
     workspace,
 )
 from batchserve.config import Job
 from batchserve.errors import (
-    AccessError,
     DataError,
-    NotFoundError,
     OutputError,
     Problems,
-    RetryError,
-    StorageError,
     UsageError,
     told,
 )
@@ -41,7 +38,7 @@ from batchserve.receipts import OutputReceipt, receipt_of, receipt_of_plan
 from batchserve.recipes import named_model
 from batchserve.rejects import Budget
 from batchserve.report import Report, cut_short, dialect_note, rejected, shortest, where
-from batchserve.storage import translated, translated_writing
+from batchserve.storage import translated_writing
 from batchserve.target import Target
 
 Amended = dict[str, Amendment]
@@ -168,7 +165,7 @@ def score(job: Job, given: Sequence[str], output: str, listener: Listener, clust
     work = _work(job, given, output, problems)
     nothing = _nothing_new(job, work, problems)
     if nothing and work.target:
-        _tidy(work.target, nothing)
+        standing.tidy(work.target, nothing)
         outcome = _Outcome(nothing, skipped=True)
         return _report(nothing.runs[-1].plan, work.target, outcome, nothing, started)
     if cut := _cut_append(work):
@@ -226,16 +223,16 @@ class _Outcome:
 
 
 def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, cluster: Any) -> _Outcome:
-    if finished := _finished(job, made, found):
+    if finished := standing.finished(job, made, found):
         return _Outcome(finished, skipped=True)
     budget = Budget.parse(job.max_errors)
     there = work.earlier or (receipt_of(found) if target.taken(found) else None)
-    published = there is not None and there.plan_id != made.plan_id and _holds(found, there)
+    published = there is not None and there.plan_id != made.plan_id and standing.holds(found, there)
     with workspace.opened(found, made, fresh=job.fresh or published) as space:
         if job.when_exists == "skip" and (there := receipt_of_plan(found, made)):
             workspace.discard(found.workspace)  # another process has done it, while this one waited
             return _Outcome(there, skipped=True)
-        _check_still(job, found, work.earlier)
+        standing.check_still(job, found, work.earlier)
         commit.check_room(found, made, workspace.done(space, made.partitions), listener)
         crashes = _isolated(job, made, space, listener, cluster)
         done = workspace.done(space, made.partitions)  # before the runner, which may begin at once
@@ -259,35 +256,13 @@ def _run(job: Job, made: Plan, work: _Work, found: Target, listener: Listener, c
         worked = time.perf_counter()
         overwrite = job.when_exists == "overwrite"
         receipt = commit.publish(found, made, space, ordered, overwrite=overwrite, earlier=work.earlier)
-        _discard(found, listener)
+        standing.discard(found, listener)
     before = {receipt.partition for receipt in done}
     return _Outcome(
         receipt, running.workers, running.in_place, rows_before=sum(each.rows_out for each in done),
         scored=[each for each in ordered if each.partition not in before],
         work_s=worked - began, publish_s=time.perf_counter() - worked,
     )  # fmt: skip
-
-
-def _holds(found: Target, receipt: OutputReceipt) -> bool:
-    """Whether the workspace is of a run that is published: it was cut before it had removed it."""
-    before = workspace.stored(found)
-    return before is not None and before.plan_id == receipt.plan_id
-
-
-def _tidy(found: Target, published: OutputReceipt) -> None:
-    """Remove what a run that is published left; the plan goes first, so it may be gone already."""
-    if workspace.stored(found) is None or _holds(found, published):
-        workspace.clean(found)
-
-
-def _discard(found: Target, listener: Listener) -> None:
-    """Remove the workspace of an output that is published: failing here undoes nothing."""
-    try:
-        workspace.discard(found.workspace)
-    except (StorageError, AccessError, NotFoundError, MemoryError) as error:
-        reason = getattr(error, "message", "memory ran out")
-        text = f"the output is complete; what is left of the work could not be removed: {reason}"
-        listener.on(events.Noted(text=text))
 
 
 def _isolated(job: Job, made: Plan, space: Workspace, listener: Listener, cluster: Any) -> list[crash.Crash]:
@@ -298,49 +273,6 @@ def _isolated(job: Job, made: Plan, space: Workspace, listener: Listener, cluste
         suspected = isolation.suspects(space, made.partitions)
         workers = job.workers_here
         return isolation.cleared(suspected, made.recipe, space, job.stall_timeout, workers, listener)
-
-
-def _finished(job: Job, made: Plan, found: Target) -> OutputReceipt | None:
-    """Return the receipt if there is nothing left to do; an output in the way is an error.
-
-    A run may have been cut between publishing and removing its workspace: the same command
-    finishes that. The plan goes first when a workspace is removed, so one without is finished
-    too, even where the output is to be overwritten.
-    """
-    if not target.taken(found) or job.when_exists == "append":
-        return None
-    there = receipt_of_plan(found, made)
-    with translated(found.workspace):
-        left = storage.disk.is_dir(found.workspace)
-    if there and left:
-        unplanned = workspace.stored(found) is None
-        if unplanned or (_holds(found, there) and job.when_exists != "overwrite"):
-            workspace.clean(found)
-            return there
-    if job.when_exists == "error":
-        raise target.exists(shortest(str(found.path)))
-    if job.when_exists == "skip" and there is None:
-        raise _of_another_plan(made, found)
-    return there if job.when_exists == "skip" else None
-
-
-def _of_another_plan(made: Plan, found: Target) -> OutputError:
-    receipt = receipt_of(found)
-    path = shortest(str(found.path))
-    if receipt is None:
-        return OutputError(f"{path}: its receipt is missing or damaged", "score it again: --overwrite")
-    before = receipt.runs[-1].plan
-    if before.plan_id == made.plan_id:
-        return OutputError(f"{path}: its size differs from its receipt", "score it again: --overwrite")
-    lines = [f"{path}: is the output of another plan", *workspace.differences(before, made)]
-    return OutputError("\n  ".join(lines), "replace it with --overwrite, or name another output")
-
-
-def _check_still(job: Job, found: Target, earlier: OutputReceipt | None) -> None:
-    """Check, now that nobody else can write it, that the output is as it was for the plan."""
-    appeared = earlier is None and job.when_exists != "overwrite" and target.taken(found)
-    if appeared or (earlier and target.published_plan_id(found) != earlier.plan_id):
-        raise RetryError(f"{found.path}: was written to meanwhile", "run the same command again")
 
 
 def _check_unchanged(made: Plan, found: Target) -> None:
