@@ -181,7 +181,7 @@ RIGHT = np.array([1, 2, 3, np.nan], np.float32)
 def test_where_a_bit_differs_it_is_never_used(given_: Any, used: bool) -> None:
     """The first run by codes is compared with one of the model itself; only where all is equal it is used."""
     shortcut = Shortcut(str(FLIGHTS), lambda _: Fake(given_))
-    shortcut._made = lambda: (Fake(given_), ("kind",))  # type: ignore[method-assign]
+    shortcut._made = lambda: (Fake(given_), ("kind",))  # type: ignore[method-assign]  # a stand-in
 
     assert shortcut.run(["score"], TENSORS, CODES, None) is None
     shortcut.consider(["score"], TENSORS, CODES, None, [RIGHT])
@@ -225,7 +225,7 @@ def test_it_is_made_once_and_after_many_rows(monkeypatch: pytest.MonkeyPatch) ->
         made.append(1)
         return Fake(RIGHT), ("kind",)
 
-    shortcut._made = make  # type: ignore[method-assign]
+    shortcut._made = make  # type: ignore[method-assign]  # a stand-in
 
     for _ in range(9):
         shortcut.consider(["score"], TENSORS, CODES, None, [RIGHT])

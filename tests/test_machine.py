@@ -22,7 +22,7 @@ _SCORE = [
 def workers(folder: Path, before: object = None) -> int:
     """Score iris in a process of its own; return how many threads it took."""
     done = subprocess.run(
-        [sys.executable, *_SCORE], cwd=folder, env=environment(), preexec_fn=before,  # type: ignore[call-overload]
+        [sys.executable, *_SCORE], cwd=folder, env=environment(), preexec_fn=before,  # type: ignore[call-overload]  # any callable will do
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found: int = json.loads(done.stdout)["workers"]

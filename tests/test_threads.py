@@ -38,7 +38,7 @@ def partitions(count: int) -> list[Partition]:
 
 
 def run(score: Callable[[Partition], Any], count: int, packed: Packed) -> Iterator[Any]:
-    return threads.run(partitions(count), score, WORKERS, packed)  # type: ignore[arg-type]
+    return threads.run(partitions(count), score, WORKERS, packed)  # type: ignore[arg-type]  # a stand-in
 
 
 def test_every_partition_is_scored_and_few_are_in_hand() -> None:
@@ -92,7 +92,7 @@ def test_a_job_that_ends_early_finishes_what_runs_and_begins_nothing(
     receipts = run(score, 20, Packed())
     with suppress(DataError):
         assert next(receipts) == 0
-    receipts.close()  # type: ignore[attr-defined]
+    receipts.close()  # type: ignore[attr-defined]  # it is a generator
 
     assert waited
     assert begun == ended | {0}
