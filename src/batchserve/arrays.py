@@ -36,6 +36,14 @@ def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; a single chunk is not copied."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    array = column.combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+
+
 def only_where(texts: pa.StringArray, valid: pa.BooleanArray) -> pa.StringArray:
     """Return texts with null wherever `valid` is not true."""
     if texts.offset:

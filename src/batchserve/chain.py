@@ -6,6 +6,7 @@ each slice of a file starts exactly where the slice before it stopped.
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from batchserve.inputs import OPEN_END, TEXT_FORMATS, Partition
 from batchserve.outputs import Amendment, Receipt
@@ -63,7 +64,6 @@ def _trusted(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> l
 
 def _restarted(partition: Partition, path: str, start: int) -> Partition:
     slices = [
-        part.model_copy(update={"start": start, "exact": True}) if part.path == path else part
-        for part in partition.slices
+        replace(part, start=start, exact=True) if part.path == path else part for part in partition.slices
     ]
-    return partition.model_copy(update={"slices": tuple(slices), "redone": True})
+    return replace(partition, slices=tuple(slices), redone=True)

@@ -49,21 +49,20 @@ RECEIPT_META = pd.DataFrame(
 
 
 def describe(partition: Partition, run_id: str) -> pd.DataFrame:
-    """Return a partition's descriptor as a frame of one row.
+    """Return a partition's descriptor, itself, as a frame of one row.
 
     `run_id` makes the key its own: two equal graphs on one scheduler would be merged.
     """
     del run_id
-    return pd.DataFrame({"descriptor": pd.Series([partition.model_dump_json()], dtype=object)})
+    return pd.DataFrame({"descriptor": pd.Series([partition], dtype=object)})
 
 
 def score_descriptors(
     frame: pd.DataFrame, recipe: Recipe, workspace: Workspace, stall_timeout_s: float | None = None
 ) -> pd.DataFrame:
     """Score the partitions that a frame of descriptors names; give their receipts."""
-    partitions = [Partition.model_validate_json(text) for text in frame["descriptor"]]
     score = partial(scoring.score_partition, stall_timeout_s=stall_timeout_s)
-    receipts = [score(p, recipe, workspace) for p in partitions]
+    receipts = [score(partition, recipe, workspace) for partition in frame["descriptor"]]
     rows = [(r.partition, r.facts.rows_in, r.rows_out, r.size_bytes, r.model_dump_json()) for r in receipts]
     return pd.DataFrame(rows, columns=list(RECEIPT_META.columns)).astype(RECEIPT_META.dtypes)
 

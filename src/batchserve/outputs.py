@@ -15,8 +15,8 @@ from batchserve.rejects import Place, Reject
 from batchserve.stopwatch import Stopwatch
 from batchserve.storage import translated_writing
 
-ROW_GROUP_ROWS = 131_072
-ROW_GROUP_BYTES = 128 << 20
+ROW_GROUP_ROWS = 65_536
+ROW_GROUP_BYTES = 32 << 20
 """A row group is closed at the first of the two, whatever the readers' batches are."""
 COMPRESSION = "snappy"
 

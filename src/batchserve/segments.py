@@ -9,7 +9,7 @@ is scored. A segment is never needed: who finds none unpacks the file up to its 
 import uuid
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -72,7 +72,7 @@ class Unpacker:
             patiently(partial(self._prepared, part)) if part.path in self._paths else part
             for part in partition.slices
         ]
-        return partition.model_copy(update={"slices": tuple(slices)})
+        return replace(partition, slices=tuple(slices))
 
     def _prepared(self, part: Slice, _tries: int) -> Slice:
         try:
@@ -94,7 +94,7 @@ class Unpacker:
                     path.unlink()
                     return part
                 file.write(item.raw)
-        return part.model_copy(update={"start": start, "exact": True, "segment": str(path)})
+        return replace(part, start=start, exact=True, segment=str(path))
 
     def _scan(self, part: Slice) -> records.Scan:
         """Return the scan of a slice's file; it begins anew for what lies before the last one."""

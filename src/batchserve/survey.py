@@ -1,6 +1,7 @@
 """What a data file holds, in words: its format, rows, columns, and how it is stored."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _text_rows(source: Source, dialect: Dialect) -> str:
     if source.codec and source.size_bytes > _COUNTED_BYTES:
         return "not known without unpacking it"
     whole = source.size_bytes <= _COUNTED_BYTES
-    head = part if whole else part.model_copy(update={"stop": part.start + _SAMPLE_BYTES})
+    head = part if whole else replace(part, stop=part.start + _SAMPLE_BYTES)
     with cutting.scan(head, dialect) as scan, transient_reading(source.path):
         count = cutting.count(scan, head, dialect)
         read_bytes = max(1, scan.at - part.start)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -251,11 +251,11 @@ def _candidates(receipt: OutputReceipt, chance: random.Random) -> Iterator[_Samp
 def _exact(partition: Partition, extents: Sequence[tuple[int, int]]) -> Partition:
     starts = [start for start, _ in extents]
     slices = [
-        part.model_copy(update={"start": start, "exact": True})
+        replace(part, start=start, exact=True)
         for part, start in zip(partition.slices, starts, strict=False)
     ]
     slices += partition.slices[len(slices) :]  # a job with --limit stops before their ends
-    return partition.model_copy(update={"slices": tuple(slices)})
+    return replace(partition, slices=tuple(slices))
 
 
 def _sources(sample: _Sample) -> list[Source]:

@@ -78,7 +78,8 @@ class Source(BaseModel, frozen=True):
         return mine == others
 
 
-class Slice(BaseModel, frozen=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
     """A range of one file: bytes of a text file, row groups of Parquet, record batches of Arrow."""
 
     path: str
@@ -109,7 +110,8 @@ OPEN_END = 1 << 62
 """The stop of a slice that runs to the end of its text file."""
 
 
-class Partition(BaseModel, frozen=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
     """What one task scores, fixed by the plan."""
 
     index: int

@@ -4,6 +4,7 @@ A quote opens a quoted text only at the start of a field; two quotes inside one 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -90,12 +91,11 @@ def _windows(source: Source, start: int, dialect: Dialect, *, full: bool) -> Ite
     if full:
         yield base
     elif source.codec or dialect.streamed or step <= _WINDOW_BYTES:
-        yield base.model_copy(update={"stop": start + _WINDOWS * _WINDOW_BYTES})
+        yield replace(base, stop=start + _WINDOWS * _WINDOW_BYTES)
     else:
         for i in range(_WINDOWS):
             at = start + i * step
-            update = {"start": at, "stop": at + _WINDOW_BYTES, "exact": i == 0}
-            yield base.model_copy(update=update)
+            yield replace(base, start=at, stop=at + _WINDOW_BYTES, exact=i == 0)
 
 
 def _chunks(part: Slice, dialect: Dialect, most: int | None = None) -> Iterator[records.Chunk]:

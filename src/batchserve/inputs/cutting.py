@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import partial
 
 from batchserve.inputs import (
@@ -40,7 +41,7 @@ def partitions(
 
 def _split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
     parts: list[Slice] = module(source.format).split(source, target_bytes, dialect)
-    return [part.model_copy(update={"folders": source.folders}) for part in parts]
+    return [replace(part, folders=source.folders) for part in parts] if source.folders else parts
 
 
 def grouped(source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int) -> list[Slice]:
@@ -110,7 +111,7 @@ def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
         else source.size_bytes
     )
     (part,) = made.split(source, OPEN_END, dialect)
-    head = part.model_copy(update={"stop": part.start + _HEAD_BYTES})
+    head = replace(part, stop=part.start + _HEAD_BYTES)
     with scan(head, dialect) as scanned:
         seen = count(scanned, head, dialect)
         return int(size * seen / max(1, scanned.at - head.start)), size
@@ -130,17 +131,14 @@ def laid_out(partitions: Sequence[Partition], look: Look, *, add_source: bool) -
 
     With `add_source` files of several slices are read once to count their records.
     """
+    if not (add_source or look.layouts):
+        return tuple(partitions)
     made = [
-        partition.model_copy(
-            update={
-                "slices": tuple(
-                    part.model_copy(update={"layout": look.layouts.get(part.path), "add_source": add_source})
-                    for part in partition.slices
-                )
-            }
-        )
-        for partition in partitions
-    ]
+        replace(each, slices=tuple(
+            replace(part, layout=look.layouts.get(part.path), add_source=add_source) for part in each.slices
+        ))
+        for each in partitions
+    ]  # fmt: skip
     return tuple(settled(made, look.found.dialect) if add_source else made)
 
 
@@ -172,16 +170,13 @@ def _settled(partitions: Sequence[Partition], dialect: Dialect) -> list[Partitio
             return part
         if part.path not in scans:
             scans[part.path] = stack.enter_context(scan(part, dialect))
-        update = {"start": scans[part.path].at, "exact": True, "first_record": totals[part.path]}
+        start, before = scans[part.path].at, totals[part.path]
         with transient_reading(part.path):
             totals[part.path] += count(scans[part.path], part, dialect)
-        return part.model_copy(update=update)
+        return replace(part, start=start, exact=True, first_record=before)
 
     with ExitStack() as stack:
-        return [
-            each.model_copy(update={"slices": tuple(found(part) for part in each.slices)})
-            for each in partitions
-        ]
+        return [replace(each, slices=tuple(found(part) for part in each.slices)) for each in partitions]
 
 
 def count(scanned: records.Scan, part: Slice, dialect: Dialect) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchserve.arrays import only_where, without_null_texts
+from batchserve.arrays import one_array, only_where, without_null_texts
 from batchserve.errors import BatchserveError, UsageError, did_you_mean, raise_all
 from batchserve.inputs.dialect import Dialect
 
@@ -54,7 +54,7 @@ def classify(texts: pa.ChunkedArray) -> pa.DataType:
         >>> classify(pa.chunked_array([["1", "", "20"]])), classify(pa.chunked_array([["007"]]))
         (DataType(int64), DataType(string))
     """
-    values = without_null_texts(_one_array(texts)).drop_null()
+    values = without_null_texts(one_array(texts)).drop_null()
     if len(values) == 0:
         return pa.string()
     candidates: list[tuple[str, pa.DataType]] = [
@@ -78,7 +78,7 @@ def number_type(texts: pa.ChunkedArray) -> pa.DataType | None:
         >>> number_type(pa.chunked_array([["1.5", "bad"]])), number_type(pa.chunked_array([["007", "bad"]]))
         (DataType(double), None)
     """
-    values = without_null_texts(_one_array(texts)).drop_null()
+    values = without_null_texts(one_array(texts)).drop_null()
     numbers = values.filter(pc.match_substring_regex(values, _ANY_NUMBER))
     kind = classify(pa.chunked_array([numbers]))
     return kind if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
@@ -131,11 +131,6 @@ def first_altered(texts: pa.StringArray, kind: pa.DataType) -> int | None:
     kept = pc.coalesce(_kept(texts, typed), pc.invert(texts.is_valid()))
     altered = pc.indices_nonzero(pc.invert(kept))
     return int(altered[0].as_py()) if len(altered) else None
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
 def _all(flags: pa.BooleanArray) -> bool:

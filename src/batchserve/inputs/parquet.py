@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchserve.arrays import empty_batch
+from batchserve.arrays import empty_batch, one_array
 from batchserve.errors import DataError, UsageError, from_os, raise_all
 from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, Wish, cutting
 from batchserve.inputs.dialect import Dialect
@@ -21,7 +21,11 @@ LEAST_BATCH_ROWS = 16_384
 SAMPLE_ROWS = 4096
 _BATCH_BYTES = 16 << 20
 """Of what is read at once, in the encoding of the file."""
-_READ_BUFFER_BYTES = 1 << 20
+_READ_BUFFER_BYTES = 256 << 10
+_COLUMN_BYTES = 1 << 20
+"""What Arrow holds of every column of a row group that it streams: a dictionary and a page, unpacked."""
+_MOST_WHOLE_BYTES = 128 << 20
+_BUNDLE_COLUMNS = 16
 _ABSURD_BYTES, _ABSURD_TIMES = 1 << 30, 100_000
 
 
@@ -134,18 +138,46 @@ def sample(heads: Iterator[pa.RecordBatch], sampled: Sequence[Source], agreed: A
 
 def _head(source: Source) -> pa.RecordBatch:
     with opened(source.path, lambda: f" in its first {SAMPLE_ROWS:,} rows") as file:
-        empty = empty_batch(plain(file.schema_arrow, source.path))
-        rows = _few_rows(file, SAMPLE_ROWS, 1)
-        return next(_batches(file, range(file.num_row_groups), None, rows), empty)
+        schema = plain(file.schema_arrow, source.path)
+        rows, groups = _few_rows(file, SAMPLE_ROWS, 1), range(file.num_row_groups)
+        found = [next(_batches(file, groups, bundle, rows), None) for bundle in _bundles(schema.names)]
+        columns = [column for batch in found if batch is not None for column in batch.columns]
+        return pa.RecordBatch.from_arrays(columns, schema=schema) if columns else empty_batch(schema)
 
 
 def _batches(
     file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None, rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Stream row groups; apart where one has a dictionary in a list or struct: Arrow cannot join those."""
+    names = columns or file.schema_arrow.names
     apart = any(pa.types.is_nested(f.type) and "dictionary<" in str(f.type) for f in file.schema_arrow)
-    for run in [[i] for i in groups] if apart else [list(groups)]:
-        yield from file.iter_batches(rows, row_groups=run, columns=columns, use_threads=False)
+    wide = [i for i in groups if _is_wide(file, names, i)]
+    for run in [[i] for i in groups] if apart or wide else [list(groups)]:
+        if run[0] in wide:
+            batch = _whole(file, names, run[0])
+            yield from (batch.slice(at, rows) for at in range(0, batch.num_rows, rows))
+        else:
+            yield from file.iter_batches(rows, row_groups=run, columns=columns, use_threads=False)
+
+
+def _is_wide(file: pq.ParquetFile, names: Sequence[str], group: int) -> bool:
+    """Whether a row group takes less memory as a whole than streamed, a page of every column at once."""
+    kinds = [file.schema_arrow.field(name).type for name in names]
+    if len(kinds) <= _BUNDLE_COLUMNS or not all(map(pa.types.is_primitive, kinds)):
+        return False
+    whole_bytes = file.metadata.row_group(group).num_rows * sum(kind.bit_width for kind in kinds) // 8
+    return bool(whole_bytes < min(_MOST_WHOLE_BYTES, len(kinds) * _COLUMN_BYTES))
+
+
+def _whole(file: pq.ParquetFile, names: Sequence[str], group: int) -> pa.RecordBatch:
+    """Read a row group, a few columns at a time: Arrow keeps the pages of all that it reads at once."""
+    tables = [file.read_row_group(group, columns=each, use_threads=False) for each in _bundles(names)]
+    columns = [one_array(column) for table in tables for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, names=list(names))
+
+
+def _bundles(names: Sequence[str]) -> list[list[str]]:
+    return [list(names[at : at + _BUNDLE_COLUMNS]) for at in range(0, len(names), _BUNDLE_COLUMNS)]
 
 
 def _few_rows(file: pq.ParquetFile, rows: int, unit: int) -> int:
