@@ -53,7 +53,7 @@ def planned(folder: Path) -> Plan:
     models.named(folder)
     (folder / "in.csv").write_text("a,b,kind\n1,2,red\n")
     made, _ = job.plan(Job(model=str(folder / "named.onnx")), [str(folder / "in.csv")])
-    partitions = tuple(Partition.model_construct(index=i, slices=(_SLICE,)) for i in range(PARTS))
+    partitions = tuple(Partition(index=i, slices=(_SLICE,)) for i in range(PARTS))
     return deepcopy(made).model_copy(update={"partitions": partitions, "sources": (_source("in"),)})
 
 

@@ -21,8 +21,9 @@ from pyarrow import feather, ipc
 
 from batchserve import inputs
 from batchserve.errors import BatchserveError, DataError, UsageError
-from batchserve.inputs import Wish, cutting, files, packed, records
+from batchserve.inputs import Reading, Wish, cutting, files, packed, records
 from batchserve.inputs import ipc as reader_of_arrow
+from batchserve.inputs.dialect import COMMON
 from batchserve.inputs.parquet import translated
 from workbench import PACK, Score, zstd
 
@@ -680,6 +681,26 @@ def test_row_groups_of_any_size_keep_their_order(tmp_path: Path, score: Score) -
 
     for size in ("64MB", "1k"):
         assert score(paths, partition_size=size, workers=2)["x"].to_pylist() == [*range(start)]
+
+
+@pytest.mark.parametrize("columns", [3, 16, 17, 50])
+def test_a_row_group_of_many_columns_gives_the_rows_of_a_narrow_one(columns: int, tmp_path: Path) -> None:
+    """Read whole or streamed, with nulls and without: rows, order and types are those of the file."""
+    values = np.random.default_rng(columns).standard_normal((columns, 40_000)).astype(np.float32)
+    made = {f"c{i}": pa.array(row, mask=row > 2) for i, row in enumerate(values)}
+    table = pa.table(made | {"id": pa.array(range(40_000), pa.int32())})
+    pq.write_table(table, tmp_path / "wide.parquet", row_group_size=35_000)
+    (source,) = files.resolve([str(tmp_path / "wide.parquet")], None)
+    (part,) = inputs.module("parquet").split(source, 1 << 40, COMMON)
+    names = ["id", *(f"c{i}" for i in reversed(range(columns)))]
+    reading = Reading(schema_=table.schema, columns=tuple(names), batch_rows=1024)
+
+    *blocks, extent = inputs.read(part, reading)
+
+    read = pa.Table.from_batches([block.batch for block in blocks])
+    assert read.equals(table.select(names))
+    assert max(block.batch.num_rows for block in blocks) <= 16_384
+    assert (extent.start, extent.stop) == (0, 2)
 
 
 @pytest.mark.parametrize("groups", [0, 1])

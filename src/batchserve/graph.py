@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from batchserve import cluster, crash, events, scoring
 from batchserve.cluster import deaths, translated
@@ -46,15 +47,17 @@ RECEIPT_META = pd.DataFrame(
     }
 )
 """Columns of the dataframe of receipts; `receipt` is the whole of it as JSON."""
+_DESCRIPTOR = TypeAdapter(Partition)
+"""JSON: Dask turns any other object in a column into text."""
 
 
 def describe(partition: Partition, run_id: str) -> pd.DataFrame:
-    """Return a partition's descriptor, itself, as a frame of one row.
+    """Return a partition's descriptor as a frame of one row.
 
     `run_id` makes the key its own: two equal graphs on one scheduler would be merged.
     """
     del run_id
-    return pd.DataFrame({"descriptor": pd.Series([partition], dtype=object)})
+    return pd.DataFrame({"descriptor": pd.Series([_DESCRIPTOR.dump_json(partition).decode()], dtype=object)})
 
 
 def score_descriptors(
@@ -62,7 +65,7 @@ def score_descriptors(
 ) -> pd.DataFrame:
     """Score the partitions that a frame of descriptors names; give their receipts."""
     score = partial(scoring.score_partition, stall_timeout_s=stall_timeout_s)
-    receipts = [score(partition, recipe, workspace) for partition in frame["descriptor"]]
+    receipts = [score(_DESCRIPTOR.validate_json(text), recipe, workspace) for text in frame["descriptor"]]
     rows = [(r.partition, r.facts.rows_in, r.rows_out, r.size_bytes, r.model_dump_json()) for r in receipts]
     return pd.DataFrame(rows, columns=list(RECEIPT_META.columns)).astype(RECEIPT_META.dtypes)
 

@@ -151,9 +151,9 @@ def _batches(
     """Stream row groups; apart where one has a dictionary in a list or struct: Arrow cannot join those."""
     names = columns or file.schema_arrow.names
     apart = any(pa.types.is_nested(f.type) and "dictionary<" in str(f.type) for f in file.schema_arrow)
-    wide = [i for i in groups if _is_wide(file, names, i)]
+    wide = {i for i in groups if _is_wide(file, names, i)}
     for run in [[i] for i in groups] if apart or wide else [list(groups)]:
-        if run[0] in wide:
+        if not wide.isdisjoint(run):  # then it is one
             batch = _whole(file, names, run[0])
             yield from (batch.slice(at, rows) for at in range(0, batch.num_rows, rows))
         else:
