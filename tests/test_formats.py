@@ -8,6 +8,7 @@ import zlib
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import feather, ipc
 
+import batchserve as bs
 from batchserve import inputs
 from batchserve.errors import BatchserveError, DataError, UsageError
-from batchserve.inputs import Reading, Wish, cutting, files, packed, records
+from batchserve.inputs import Block, Extent, Reading, Wish, cutting, files, packed, records
 from batchserve.inputs import ipc as reader_of_arrow
 from batchserve.inputs.dialect import COMMON
 from batchserve.inputs.parquet import translated
@@ -95,6 +97,55 @@ def test_an_arrow_file_is_cut_between_record_batches(tmp_path: Path) -> None:
     assert [part.first_record for part in slices] == [300 * part.start for part in slices]
     assert sum(part.size_bytes for part in slices) <= source.size_bytes
     assert cutting.partitions([source], 20_000)[1].place.startswith("partition 1 (a.arrow, record batches ")
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
+@given(data=st.data())
+def test_a_row_group_cut_into_slices_gives_every_row_once(name: str, data: st.DataObject) -> None:
+    """Whatever the groups, the target and the cuts: the slices join, and each knows its first record."""
+    sizes = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=4), "rows of each group")
+    target_bytes, cuts = data.draw(st.integers(1, 2_000)), data.draw(st.integers(1, 60))
+    table = pa.table({"x": range(sum(sizes)), "s": [f"text {i}" for i in range(sum(sizes))]})
+    with TemporaryDirectory() as folder:
+        path = grouped(Path(folder) / name, table, sizes)
+        sources = files.resolve([str(path)])
+        reading = Reading(schema_=table.schema, columns=("s", "x"), batch_rows=64)
+        made = cutting.partitions(sources, target_bytes, COMMON, cuts)
+        read = [(part, list(inputs.read(part, reading))) for each in made for part in each.slices]
+
+    rows: list[int] = []
+    for part, items in read:
+        assert part.first_record == len(rows)
+        rows += [x for item in items if isinstance(item, Block) for x in item.batch["x"].to_pylist()]
+        assert part.rows is None or len(rows) == part.first_record + part.rows[1] - part.rows[0]
+    assert rows == list(range(sum(sizes)))
+    assert len(made) <= max(cuts, len(sizes))
+
+
+def grouped(path: Path, table: pa.Table, sizes: list[int]) -> Path:
+    """Write a table in row groups, or record batches, of the sizes given."""
+    opened = pq.ParquetWriter if path.suffix == ".parquet" else ipc.new_file
+    with opened(str(path), table.schema) as writer:
+        start = 0
+        for rows in sizes:
+            writer.write_table(table.slice(start, rows))
+            start += rows
+    return path
+
+
+def test_one_row_group_is_scored_by_all_workers(tmp_path: Path, model: Path, score: Score) -> None:
+    """A file of one row group is several partitions, and gives the same rows as one."""
+    table = pa.table({"x": range(5_000)})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+
+    cut = score(tmp_path / "a.parquet", partition_size="12k", add_source=True)
+
+    plan = bs.plan(tmp_path / "a.parquet", model=model, partition_size="12k").plan
+    assert [part.rows for each in plan.partitions for part in each.slices] == [
+        (0, 1250), (1250, 2500), (2500, 3750), (3750, 5000)
+    ]  # fmt: skip
+    assert plan.partitions[1].place == "partition 1 (a.parquet, row groups 0 to 1, rows 1,250 to 2,500)"
+    assert cut.equals(score(tmp_path / "a.parquet", add_source=True))
 
 
 def test_dictionaries_that_differ_per_record_batch_are_kept_apart(tmp_path: Path, score: Score) -> None:
@@ -697,10 +748,10 @@ def test_a_row_group_of_many_columns_gives_the_rows_of_a_narrow_one(columns: int
 
     *blocks, extent = inputs.read(part, reading)
 
-    read = pa.Table.from_batches([block.batch for block in blocks])
-    assert read.equals(table.select(names))
-    assert max(block.batch.num_rows for block in blocks) <= 16_384
-    assert (extent.start, extent.stop) == (0, 2)
+    batches = [block.batch for block in blocks if isinstance(block, Block)]
+    assert pa.Table.from_batches(batches).equals(table.select(names))
+    assert max(batch.num_rows for batch in batches) <= 16_384
+    assert extent == Extent(0, 2)
 
 
 @pytest.mark.parametrize("groups", [0, 1])

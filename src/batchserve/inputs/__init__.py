@@ -5,7 +5,8 @@ blocks of typed rows, records that could not be read, and at last the slice's ex
 One module per format, each with the same functions:
 
     look(sources, sampled, wish) -> Look          the columns, from headers and samples
-    split(source, target_bytes, dialect)          ranges that can be read apart, as slices
+    split(source, target_bytes, dialect)          ranges that can be read apart, as slices; of what
+                                                  has rows, not bytes, also how many of one row group
     read(part, reading) -> blocks, bad records    the rows of one range
     boundaries(dialect), counter(dialect)         of a text: where its records end, how many there are
 
@@ -91,6 +92,8 @@ class Slice:
     exact: bool
     """Whether `start` is known to be the start of a record; if not, the reader looks for the
     first one from there and reports what it found."""
+    rows: tuple[int, int] | None = None
+    """Of its only row group or record batch the rows from the first to before the second; None for all."""
     first_record: int = 0
     """Records of the file before this slice, where that is known (not of text, unless counted)."""
     size_bytes: int
@@ -136,9 +139,10 @@ class Partition:
         first = self.slices[0]
         unit = {"parquet": "row groups", "arrow": "record batches"}.get(first.format, "bytes")
         stop = f"{first.stop:,}" if first.stop < OPEN_END else "the end"
+        rows = f", rows {first.rows[0]:,} to {first.rows[1]:,}" if first.rows else ""
         more = f" and {len(self.slices) - 1} more" if len(self.slices) > 1 else ""
         name = first.path.rpartition("/")[2]
-        return f"partition {self.index} ({name}, {unit} {first.start:,} to {stop}{more})"
+        return f"partition {self.index} ({name}, {unit} {first.start:,} to {stop}{rows}{more})"
 
     @property
     def size_bytes(self) -> int:

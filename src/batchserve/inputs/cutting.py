@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from batchserve.inputs import (
@@ -22,16 +22,27 @@ from batchserve.inputs import (
 from batchserve.inputs.dialect import COMMON, Dialect
 from batchserve.storage import patiently, transient_reading
 
+MOST_CUTS = 8
+"""Slices that a file of one row group is cut into, as a rule: each decodes the rows before its own, too."""
+
 
 def partitions(
-    sources: Sequence[Source], target_bytes: int, dialect: Dialect = COMMON
+    sources: Sequence[Source], target_bytes: int, dialect: Dialect = COMMON, cuts: int = 1
 ) -> tuple[Partition, ...]:
-    """Cut files into partitions of about `target_bytes`: big files apart, small ones together."""
+    """Cut files into partitions of about `target_bytes`: big files apart, small ones together.
+
+    Args:
+        sources: The files in order.
+        target_bytes: What a partition should have.
+        dialect: How text files are written.
+        cuts: How many slices the row groups of a file may be cut into.
+    """
     groups: list[list[Slice]] = [[]]
     size = 0
     for source in sources:
-        for part in patient(source.path, partial(_split, source, target_bytes, dialect)):
-            if groups[-1] and size + part.size_bytes > target_bytes:
+        for part in patient(source.path, partial(_split, source, target_bytes, dialect, cuts)):
+            alone = groups[-1] and (part.rows or groups[-1][-1].rows)
+            if alone or (groups[-1] and size + part.size_bytes > target_bytes):
                 groups.append([])
                 size = 0
             groups[-1].append(part)
@@ -39,34 +50,56 @@ def partitions(
     return tuple(Partition(index=i, slices=tuple(s)) for i, s in enumerate(g for g in groups if g))
 
 
-def _split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    parts: list[Slice] = module(source.format).split(source, target_bytes, dialect)
+def _split(source: Source, target_bytes: int, dialect: Dialect, cuts: int = 1) -> list[Slice]:
+    more = {} if source.format in TEXT_FORMATS else {"cuts": cuts}
+    parts: list[Slice] = module(source.format).split(source, target_bytes, dialect, **more)
     return [replace(part, folders=source.folders) for part in parts] if source.folders else parts
 
 
-def grouped(source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int) -> list[Slice]:
+@dataclass(frozen=True)
+class Group:
+    """A row group or a record batch of a file."""
+
+    rows: int
+    size_bytes: int
+    pieces: int = 1
+    """How many slices its rows are cut into."""
+
+
+def grouped(source: Source, groups: Sequence[Group], target_bytes: int) -> list[Slice]:
     """Cut a file between its row groups or record batches into ranges of about `target_bytes`.
 
     Args:
         source: The file.
-        sizes: Rows and bytes of each row group or record batch.
+        groups: Its row groups or record batches; one that is cut is in a range of its own.
         target_bytes: What a range should have; one row group may have more.
     """
     edges, rows, size = [0], 0, 0
-    for i, (_, group_bytes) in enumerate(sizes):
-        if i > edges[-1] and size + group_bytes > target_bytes:
+    for i, group in enumerate(groups):
+        alone = group.pieces > 1 or (i > 0 and groups[i - 1].pieces > 1)
+        if i > edges[-1] and (alone or size + group.size_bytes > target_bytes):
             edges.append(i)
             size = 0
-        size += group_bytes
-    slices = []
-    for start, stop in itertools.pairwise([*edges, len(sizes)] if sizes else [0, 0]):
+        size += group.size_bytes
+    slices: list[Slice] = []
+    for start, stop in itertools.pairwise([*edges, len(groups)] if groups else [0, 0]):
         part = Slice(
             path=source.path, format=source.format, start=start, stop=stop, exact=True, first_record=rows,
-            size_bytes=sum(each for _, each in sizes[start:stop]),
+            size_bytes=sum(group.size_bytes for group in groups[start:stop]),
         )  # fmt: skip
-        slices.append(part)
-        rows += sum(each for each, _ in sizes[start:stop])
+        slices += _pieces(part, groups[start]) if stop > start and groups[start].pieces > 1 else [part]
+        rows += sum(group.rows for group in groups[start:stop])
     return slices
+
+
+def _pieces(part: Slice, group: Group) -> list[Slice]:
+    edges = [group.rows * i // group.pieces for i in range(group.pieces + 1)]
+    return [
+        replace(
+            part, rows=(a, b), first_record=part.first_record + a, size_bytes=part.size_bytes // group.pieces
+        )
+        for a, b in itertools.pairwise(edges)
+    ]
 
 
 def ranges(source: Source, start: int, target_bytes: int) -> list[Slice]:

@@ -152,8 +152,11 @@ def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
     return sum(survey(source.path)[0]), source.size_bytes
 
 
-def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    """Cut a file between record batches into ranges of about `target_bytes`; a stream stays whole."""
+def split(source: Source, target_bytes: int, dialect: Dialect, cuts: int = 1) -> list[Slice]:
+    """Cut a file between record batches, and large ones, into ranges of about `target_bytes`.
+
+    A stream stays whole.
+    """
     del dialect
     with translated(source.path), _opened(source.path) as reader:
         stored = reader.stored
@@ -163,8 +166,12 @@ def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
         )
         return [part]
     rows, *_ = survey(source.path)
-    total = max(1, sum(rows))
-    return cutting.grouped(source, [(each, source.size_bytes * each // total) for each in rows], target_bytes)
+    sizes = [source.size_bytes * each // max(1, sum(rows)) for each in rows]
+    groups = [
+        cutting.Group(each, size, max(1, min(cuts // len(rows), -(-size // target_bytes), each)))
+        for each, size in zip(rows, sizes, strict=True)
+    ]
+    return cutting.grouped(source, groups, target_bytes)
 
 
 def survey(path: str) -> tuple[list[int], bool, dict[bytes, bytes]]:
@@ -197,7 +204,8 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     base = part.first_record
     rows = max(1, LEAST_BATCH_ROWS // reading.batch_rows) * reading.batch_rows
     with translated(part.path, lambda: f" after row {base:,}"), _opened(part.path, reading.columns) as reader:
-        for batch in reader.between(part.start, part.stop):
+        for whole in reader.between(part.start, part.stop):
+            batch = whole.slice(part.rows[0], part.rows[1] - part.rows[0]) if part.rows else whole
             for start in range(0, batch.num_rows, rows):
                 piece = batch.slice(start, rows)
                 yield Block(piece, part.path, base)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from batchserve.arrays import empty_batch, one_array
 from batchserve.errors import DataError, UsageError, from_os, raise_all
-from batchserve.inputs import Block, Extent, Item, Look, Reading, Slice, Source, Wish, cutting
+from batchserve.inputs import OPEN_END, Block, Extent, Item, Look, Reading, Slice, Source, Wish, cutting
 from batchserve.inputs.dialect import Dialect
 from batchserve.inputs.schemas import Agreed, agree
 from batchserve.storage import transient_reading
@@ -26,6 +26,9 @@ _COLUMN_BYTES = 1 << 20
 """What Arrow holds of every column of a row group that it streams: a dictionary and a page, unpacked."""
 _MOST_WHOLE_BYTES = 128 << 20
 _BUNDLE_COLUMNS = 16
+_LEAST_CUT_BYTES = 8 << 20
+_SOME_BYTES = 16
+"""What a text or a list is taken to need in memory."""
 _ABSURD_BYTES, _ABSURD_TIMES = 1 << 30, 100_000
 
 
@@ -195,16 +198,33 @@ def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
         return int(file.metadata.num_rows), sum(part.size_bytes for part in slices)
 
 
-def split(source: Source, target_bytes: int, dialect: Dialect) -> list[Slice]:
-    """Cut a file between row groups into ranges of about `target_bytes`.
+def split(source: Source, target_bytes: int, dialect: Dialect, cuts: int = 1) -> list[Slice]:
+    """Cut a file between row groups, and large ones, into ranges of about `target_bytes`.
 
     Sizes are the unpacked bytes that the footer states: they follow the work, stored bytes do not.
+    A row group is cut by what its rows take in memory, as dictionaries make large ones small.
     """
     del dialect
     with opened(source.path) as file:
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        sizes = [(group.num_rows, group.total_byte_size) for group in groups]
-    return cutting.grouped(source, sizes, target_bytes)
+        row_bytes = sum(map(_value_bytes, file.schema_arrow.types))
+        found = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        most = cuts // max(1, len(found))
+        groups = [
+            cutting.Group(each.num_rows, each.total_byte_size, _cuts(each, row_bytes, target_bytes, most))
+            for each in found
+        ]
+    return cutting.grouped(source, groups, target_bytes)
+
+
+def _value_bytes(kind: pa.DataType) -> int:
+    return int(kind.bit_width) // 8 if pa.types.is_primitive(kind) else _SOME_BYTES
+
+
+def _cuts(group: pq.RowGroupMetaData, row_bytes: int, target_bytes: int, most: int) -> int:
+    """Return how many slices a row group is cut into; all but the first decode what is before them, too."""
+    in_memory = 2 * max(target_bytes, _LEAST_CUT_BYTES)
+    wanted = max(-(-group.total_byte_size // target_bytes), group.num_rows * row_bytes // in_memory)
+    return int(max(1, min(wanted, most, group.num_rows)))
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
@@ -217,15 +237,30 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
     unit = reading.batch_rows
     groups = list(range(part.start, part.stop))
     with opened(part.path, lambda: f" after row {base:,}") as file:
-        stated = part.first_record + sum(file.metadata.row_group(i).num_rows for i in groups)
+        count = sum(file.metadata.row_group(i).num_rows for i in groups)
+        first, last = part.rows or (0, count)
+        stated = base + last - first
         rows = _few_rows(file, max(1, LEAST_BATCH_ROWS // unit) * unit, unit)
-        for batch in _batches(file, groups, list(reading.columns), rows):
+        batches = _batches(file, groups, list(reading.columns), rows)
+        for batch in _between(batches, first, last if last < count else OPEN_END):
             yield Block(named(batch, reading.columns), part.path)
             base += batch.num_rows
     if base != stated:
         message = f"{part.path}: ends after row {base:,}, its footer states {stated:,}"
         raise DataError(message, "fetch the file again")
     yield Extent(part.start, part.stop)
+
+
+def _between(batches: Iterator[pa.RecordBatch], first: int, last: int) -> Iterator[pa.RecordBatch]:
+    """Give the rows from the first to before the last; no batch is read that has none of them."""
+    at = 0
+    for batch in batches:
+        start, stop = max(0, first - at), min(batch.num_rows, last - at)
+        if start < stop:
+            yield batch.slice(start, stop - start)
+        at += batch.num_rows
+        if at >= last:
+            return
 
 
 def named(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
