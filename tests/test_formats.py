@@ -142,9 +142,9 @@ def test_one_row_group_is_scored_by_all_workers(tmp_path: Path, model: Path, sco
 
     plan = bs.plan(tmp_path / "a.parquet", model=model, partition_size="12k").plan
     assert [part.rows for each in plan.partitions for part in each.slices] == [
-        (0, 1250), (1250, 2500), (2500, 3750), (3750, 5000)
+        (0, 1666), (1666, 3333), (3333, 5000)
     ]  # fmt: skip
-    assert plan.partitions[1].place == "partition 1 (a.parquet, row groups 0 to 1, rows 1,250 to 2,500)"
+    assert plan.partitions[1].place == "partition 1 (a.parquet, row groups 0 to 1, rows 1,666 to 3,333)"
     assert cut.equals(score(tmp_path / "a.parquet", add_source=True))
 
 

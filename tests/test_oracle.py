@@ -17,7 +17,8 @@ from pyarrow import feather
 import batchserve as bs
 import models
 import oracle
-from batchserve.inputs import packed
+from batchserve.inputs import cutting, files, packed
+from batchserve.inputs.dialect import COMMON
 from conftest import Command, digest
 from workbench import PACK
 
@@ -131,8 +132,7 @@ def _held_bytes(path: Path) -> int:
 def partition_size(paths: Sequence[Path], partitions: int) -> int:
     """Return the size that cuts 5 equal files, or 10 equal row groups, or one text, into so many."""
     if paths[0].suffix == ".parquet":
-        metadata = pq.read_metadata(paths[0])
-        total = sum(int(metadata.row_group(i).total_byte_size) for i in range(GROUPS))
+        _, total = cutting.extent(files.resolve([str(paths[0])])[0], COMMON)
         return total // partitions + total // 50
     total = sum(_held_bytes(path) for path in paths)
     return total // partitions + total // (9 if len(paths) > 1 else 1_000)

@@ -11,6 +11,7 @@ from pathlib import Path
 from batchserve import glue, ledger, storage, target
 from batchserve.errors import OutputError, StorageError
 from batchserve.events import Listener, Noted
+from batchserve.inputs import TEXT_FORMATS
 from batchserve.outputs import Receipt, RejectsFile, Workspace
 from batchserve.planning import Plan
 from batchserve.receipts import OutputReceipt, joined, summed
@@ -43,7 +44,7 @@ def _whole(path: Path, sha256: str) -> bool:
 # -- room -------------------------------------------------------------------------------------
 
 _OUT_PER_BYTE_IN = 0.5
-"""Bytes of Parquet per byte of input that passes through; flights (CSV) took 0.40."""
+"""Bytes of Parquet per byte of text that passes through; flights (CSV) took 0.40. Of Parquet one."""
 _HOPELESS = 4
 """Below a quarter of the estimate nothing is begun; an estimate is no more than that."""
 
@@ -56,7 +57,7 @@ def check_room(found: Target, plan: Plan, done: Sequence[Receipt], listener: Lis
     """
     kept = len(plan.recipe.keep) / max(1, len(plan.recipe.reading.schema_))
     left_bytes = plan.bytes_total - sum(plan.partitions[r.partition].size_bytes for r in done)
-    parts = left_bytes * _OUT_PER_BYTE_IN * kept
+    parts = left_bytes * _out_per_byte(plan) * kept
     output = 0 if found.dataset else parts + sum(r.size_bytes for r in done)
     needed = int(parts + output)
     with translated_writing(found.workspace):
@@ -66,6 +67,12 @@ def check_room(found: Target, plan: Plan, done: Sequence[Receipt], listener: Lis
         raise StorageError(words, "free some space, or keep fewer columns: --keep")
     if free < needed:
         listener.on(Noted(text=words))
+
+
+def _out_per_byte(plan: Plan) -> float:
+    if any(source.format in TEXT_FORMATS for source in plan.sources):
+        return _OUT_PER_BYTE_IN
+    return sum(source.size_bytes for source in plan.sources) / max(1, plan.bytes_total)
 
 
 # -- publish ----------------------------------------------------------------------------------

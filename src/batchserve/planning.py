@@ -137,16 +137,16 @@ _ASKED = {
 def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect, work: Effort) -> tuple[Partition, ...]:
     if job.limit is not None:
         return cutting.whole(sources, dialect)  # the first N rows are found by reading on, not by splitting
-    total = sum(source.size_bytes for source in sources)
+    total = patiently(lambda _: cutting.total_bytes(sources, dialect))
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
     if work.seconds and total and not job.partition_size:
-        aim = min(aim, _bytes_of_work(sources, total, dialect, work))
+        aim = min(aim, _bytes_of_work(sources, dialect, work))
     few = min(cutting.MOST_CUTS, -(-_PARTITIONS_AIM // max(1, len(sources))))
     cuts = max(few, int(work.seconds / _DECODING_S))
     return cutting.partitions(sources, job.partition_size or aim, dialect, cuts)
 
 
-def _bytes_of_work(sources: Sequence[Source], total: int, dialect: Dialect, work: Effort) -> int:
+def _bytes_of_work(sources: Sequence[Source], dialect: Dialect, work: Effort) -> int:
     """Return the bytes whose rows are work enough for one partition.
 
     A thirty-second of all keeps many cores busy to the end; half a second is worth a part of its
@@ -154,7 +154,7 @@ def _bytes_of_work(sources: Sequence[Source], total: int, dialect: Dialect, work
     """
     first = sources[0]
     rows, size = patiently(lambda _: cutting.extent(first, dialect))
-    whole_s = work.seconds * rows * total / max(1, first.size_bytes)
+    whole_s = work.seconds * rows * sum(each.size_bytes for each in sources) / max(1, first.size_bytes)
     share_s = min(_MOST_WORK_S, max(_LEAST_WORK_S, whole_s / _PARTITIONS_AIM))
     return max(1, int(share_s / work.seconds * size / max(1, rows)))
 

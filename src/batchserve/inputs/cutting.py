@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from batchserve.inputs import (
@@ -56,48 +56,49 @@ def _split(source: Source, target_bytes: int, dialect: Dialect, cuts: int = 1) -
     return [replace(part, folders=source.folders) for part in parts] if source.folders else parts
 
 
-@dataclass(frozen=True)
-class Group:
-    """A row group or a record batch of a file."""
-
-    rows: int
-    size_bytes: int
-    pieces: int = 1
-    """How many slices its rows are cut into."""
-
-
-def grouped(source: Source, groups: Sequence[Group], target_bytes: int) -> list[Slice]:
+def grouped(
+    source: Source, sizes: Sequence[tuple[int, int]], target_bytes: int, cuts: int = 1
+) -> list[Slice]:
     """Cut a file between its row groups or record batches into ranges of about `target_bytes`.
 
     Args:
         source: The file.
-        groups: Its row groups or record batches; one that is cut is in a range of its own.
-        target_bytes: What a range should have; one row group may have more.
+        sizes: Rows and bytes of each row group or record batch.
+        target_bytes: What a range should have.
+        cuts: How many ranges all row groups may be cut into: each decodes the rows before its own, too.
     """
-    edges, rows, size = [0], 0, 0
-    for i, group in enumerate(groups):
-        alone = group.pieces > 1 or (i > 0 and groups[i - 1].pieces > 1)
-        if i > edges[-1] and (alone or size + group.size_bytes > target_bytes):
-            edges.append(i)
-            size = 0
-        size += group.size_bytes
+    most = cuts // max(1, len(sizes))
+    pieces = [max(1, min(size // target_bytes, most, rows)) for rows, size in sizes]
     slices: list[Slice] = []
-    for start, stop in itertools.pairwise([*edges, len(groups)] if groups else [0, 0]):
+    first = 0
+    for start, stop in itertools.pairwise(_edges([size for _, size in sizes], pieces, target_bytes)):
+        rows = sum(each for each, _ in sizes[start:stop])
         part = Slice(
-            path=source.path, format=source.format, start=start, stop=stop, exact=True, first_record=rows,
-            size_bytes=sum(group.size_bytes for group in groups[start:stop]),
+            path=source.path, format=source.format, start=start, stop=stop, exact=True, first_record=first,
+            size_bytes=sum(size for _, size in sizes[start:stop]),
         )  # fmt: skip
-        slices += _pieces(part, groups[start]) if stop > start and groups[start].pieces > 1 else [part]
-        rows += sum(group.rows for group in groups[start:stop])
+        slices += _pieces(part, rows, pieces[start]) if stop > start and pieces[start] > 1 else [part]
+        first += rows
     return slices
 
 
-def _pieces(part: Slice, group: Group) -> list[Slice]:
-    edges = [group.rows * i // group.pieces for i in range(group.pieces + 1)]
+def _edges(sizes: Sequence[int], pieces: Sequence[int], target_bytes: int) -> list[int]:
+    """Return where ranges of row groups begin, and the end; one that is cut is a range of its own."""
+    if not sizes:
+        return [0, 0]
+    edges, size = [0], 0
+    for i in range(1, len(sizes)):
+        size += sizes[i - 1]
+        if max(pieces[i - 1 : i + 1]) > 1 or size + sizes[i] > target_bytes:
+            edges.append(i)
+            size = 0
+    return [*edges, len(sizes)]
+
+
+def _pieces(part: Slice, rows: int, count: int) -> list[Slice]:
+    edges = [rows * i // count for i in range(count + 1)]
     return [
-        replace(
-            part, rows=(a, b), first_record=part.first_record + a, size_bytes=part.size_bytes // group.pieces
-        )
+        replace(part, rows=(a, b), first_record=part.first_record + a, size_bytes=part.size_bytes // count)
         for a, b in itertools.pairwise(edges)
     ]
 
@@ -151,6 +152,21 @@ def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
 
 
 _HEAD_BYTES = 64 << 10
+
+
+def total_bytes(sources: Sequence[Source], dialect: Dialect) -> int:
+    """Return about how many bytes all files have, as partitions count them: by the first one.
+
+    Of texts the stored ones.
+
+    Raises:
+        DataError: The first file is damaged.
+    """
+    stored = sum(source.size_bytes for source in sources)
+    if not sources or sources[0].format in TEXT_FORMATS:
+        return stored
+    _, size = extent(sources[0], dialect)
+    return stored * size // max(1, sources[0].size_bytes)
 
 
 def whole(sources: Sequence[Source], dialect: Dialect = COMMON) -> tuple[Partition, ...]:

@@ -166,12 +166,8 @@ def split(source: Source, target_bytes: int, dialect: Dialect, cuts: int = 1) ->
         )
         return [part]
     rows, *_ = survey(source.path)
-    sizes = [source.size_bytes * each // max(1, sum(rows)) for each in rows]
-    groups = [
-        cutting.Group(each, size, max(1, min(cuts // len(rows), -(-size // target_bytes), each)))
-        for each, size in zip(rows, sizes, strict=True)
-    ]
-    return cutting.grouped(source, groups, target_bytes)
+    sizes = [(each, source.size_bytes * each // max(1, sum(rows))) for each in rows]
+    return cutting.grouped(source, sizes, target_bytes, cuts)
 
 
 def survey(path: str) -> tuple[list[int], bool, dict[bytes, bytes]]:

@@ -26,7 +26,6 @@ _COLUMN_BYTES = 1 << 20
 """What Arrow holds of every column of a row group that it streams: a dictionary and a page, unpacked."""
 _MOST_WHOLE_BYTES = 128 << 20
 _BUNDLE_COLUMNS = 16
-_LEAST_CUT_BYTES = 8 << 20
 _SOME_BYTES = 16
 """What a text or a list is taken to need in memory."""
 _ABSURD_BYTES, _ABSURD_TIMES = 1 << 30, 100_000
@@ -201,30 +200,19 @@ def extent(source: Source, dialect: Dialect) -> tuple[int, int]:
 def split(source: Source, target_bytes: int, dialect: Dialect, cuts: int = 1) -> list[Slice]:
     """Cut a file between row groups, and large ones, into ranges of about `target_bytes`.
 
-    Sizes are the unpacked bytes that the footer states: they follow the work, stored bytes do not.
-    A row group is cut by what its rows take in memory, as dictionaries make large ones small.
+    Sizes are those of rows in memory: they follow the work. Stored bytes do not, as dictionaries and
+    compression make some files small.
     """
     del dialect
     with opened(source.path) as file:
         row_bytes = sum(map(_value_bytes, file.schema_arrow.types))
         found = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        most = cuts // max(1, len(found))
-        groups = [
-            cutting.Group(each.num_rows, each.total_byte_size, _cuts(each, row_bytes, target_bytes, most))
-            for each in found
-        ]
-    return cutting.grouped(source, groups, target_bytes)
+    sizes = [(group.num_rows, max(group.total_byte_size, group.num_rows * row_bytes)) for group in found]
+    return cutting.grouped(source, sizes, target_bytes, cuts)
 
 
 def _value_bytes(kind: pa.DataType) -> int:
     return int(kind.bit_width) // 8 if pa.types.is_primitive(kind) else _SOME_BYTES
-
-
-def _cuts(group: pq.RowGroupMetaData, row_bytes: int, target_bytes: int, most: int) -> int:
-    """Return how many slices a row group is cut into; all but the first decode what is before them, too."""
-    in_memory = 2 * max(target_bytes, _LEAST_CUT_BYTES)
-    wanted = max(-(-group.total_byte_size // target_bytes), group.num_rows * row_bytes // in_memory)
-    return int(max(1, min(wanted, most, group.num_rows)))
 
 
 def read(part: Slice, reading: Reading) -> Iterator[Item]:
