@@ -26,7 +26,7 @@ def share_bytes(workers: int, asked: int | None = None, processes: int = 1) -> i
         asked: The user's own limit for all of them in bytes, or None.
         processes: How many processes they are in; each is taken to be as large as this one is now.
     """
-    resident, virtual = _used_bytes()
+    resident, virtual = used_bytes()
     left = machine.memory_bytes(asked) - resident * processes
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY:
@@ -34,7 +34,7 @@ def share_bytes(workers: int, asked: int | None = None, processes: int = 1) -> i
     return max(0, int(left * _SHARE / workers))
 
 
-def _used_bytes() -> tuple[int, int]:
+def used_bytes() -> tuple[int, int]:
     """Return this process's resident and virtual bytes."""
     page = os.sysconf("SC_PAGE_SIZE")
     try:
@@ -70,7 +70,7 @@ _FITS = {_WELL, _OTHERWISE, None, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFP
 def _tried(run: Callable[[int], object], rows: int, share: int) -> int:
     """Run under the limit, in the child; return its exit code."""
     try:
-        _, virtual = _used_bytes()
+        _, virtual = used_bytes()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         most = virtual + share if hard == resource.RLIM_INFINITY else min(virtual + share, hard)
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))

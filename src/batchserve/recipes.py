@@ -94,13 +94,16 @@ def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = (
         schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows,
         dialect=look.found.dialect,
     )  # fmt: skip
-    added = [pa.field(p.column, predictions.decode(p, values[p.output]).type) for p in seen]
+    given = [predictions.decode(p, values[p.output]) for p in seen]
+    added = [pa.field(p.column, array.type) for p, array in zip(seen, given, strict=True)]
+    row_bytes = _row_bytes([*look.sample.select(list(keep)).columns, *given])
     kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
     output = pa.schema([*kept, *added])
     return Recipe(
         model=spec, reading=reading, binding=binding, predictions=seen, keep=keep, schema_=output,
         coded=dictionaries(output, look.sample), batch_rows=batch_rows, limit=job.limit,
         rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters, effort=work,
+        row_bytes=row_bytes,
     )  # fmt: skip
 
 
@@ -244,6 +247,10 @@ def _predictions(
         predictions.observe(name, job.prefix + name, each, batch_rows, open_sizes=name in free)
         for name, each in values.items()
     )
+
+
+def _row_bytes(columns: Sequence[pa.Array]) -> int:
+    return sum(column.nbytes // max(1, len(column)) for column in columns)
 
 
 def _check_clash(seen: Sequence[Prediction], keep: Sequence[str]) -> None:

@@ -126,6 +126,13 @@ def _on_cluster(
         )  # fmt: skip
 
 
+def workers_here(job: Job, made: Plan) -> int:
+    """Return how many partitions would be scored at once in this process; 0 if elsewhere."""
+    if runs_in_place(job, made):
+        return 1
+    return job.workers_here if runs_here(job) else 0
+
+
 def where_it_runs(job: Job, made: Plan) -> str:
     """Return in words where the partitions would be scored."""
     if runs_in_place(job, made):

@@ -58,6 +58,8 @@ class Recipe(BaseModel):
     """What the model is taken to need for a row."""
     size_matters: bool = False
     """Whether bits of scores were seen to depend on how many rows a run has."""
+    row_bytes: int = 0
+    """What a row of the output takes in memory, by the first rows."""
 
 
 def score_partition(

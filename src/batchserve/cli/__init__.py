@@ -140,13 +140,15 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     """
     inputs, output = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, None)
     settings = _settings(ctx, inputs, config)
-    from batchserve import console, job, log, report, runner
+    from batchserve import console, estimate, job, log, report, runner
 
     made, found = job.plan(settings.job, inputs, output)
     if settings.job.json_:
         console.out(log.as_json(made.model_dump(mode="json"), indent=1))
         return
     facts = report.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)}
+    if workers := runner.workers_here(settings.job, made):
+        facts |= {"memory": f"about {report.human_bytes(estimate.peak_bytes(made, workers))} at the peak"}
     console.table("plan", facts | (report.target_facts(found, made) if found else {}))
     console.table("config", _provenance(settings))
 
