@@ -84,6 +84,8 @@ def bench(session: nox.Session) -> None:
         session.run("python", "benchmarks/roofline.py", *more)
     if part in {"all", "memory"}:
         session.run("python", "benchmarks/memory.py", *more)
+    if part in {"all", "partitions"}:
+        session.run("python", "benchmarks/partitions.py", *more)
     if part in {"all", "peers"}:
         theirs = Path(session.create_tmp()) / "peers"  # they stay out of our environment
         session.run("python", "-m", "venv", str(theirs))

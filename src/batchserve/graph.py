@@ -14,6 +14,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
@@ -66,8 +67,15 @@ def score_descriptors(
     """Score the partitions that a frame of descriptors names; give their receipts."""
     score = partial(scoring.score_partition, stall_timeout_s=stall_timeout_s)
     receipts = [score(_DESCRIPTOR.validate_json(text), recipe, workspace) for text in frame["descriptor"]]
-    rows = [(r.partition, r.facts.rows_in, r.rows_out, r.size_bytes, r.model_dump_json()) for r in receipts]
-    return pd.DataFrame(rows, columns=list(RECEIPT_META.columns)).astype(RECEIPT_META.dtypes)
+    return pd.DataFrame(
+        {
+            "partition": np.array([receipt.partition for receipt in receipts], np.int64),
+            "rows_in": np.array([receipt.facts.rows_in for receipt in receipts], np.int64),
+            "rows_out": np.array([receipt.rows_out for receipt in receipts], np.int64),
+            "size_bytes": np.array([receipt.size_bytes for receipt in receipts], np.int64),
+            "receipt": np.array([receipt.model_dump_json() for receipt in receipts], object),
+        }
+    )
 
 
 def receipts(
@@ -174,13 +182,13 @@ class _Window:
                 self._submit(chunk)
             if not self._held:
                 return
-            future = self._next()
-            partition = self._held.pop(future.key)[1]
-            if self._unpacker and self._unpacker.needed(partition):
-                self._segments -= 1
-                self._unpacker.release(partition)
-            yield partition, _result(future)
-            future.release()
+            for future, result in self._results(self._next()):
+                partition = self._held.pop(future.key)[1]
+                if self._unpacker and self._unpacker.needed(partition):
+                    self._segments -= 1
+                    self._unpacker.release(partition)
+                yield partition, result
+                future.release()
 
     def _next_chunk(self, waiting: "deque[Partition]") -> list[Partition]:
         """Take what is to be submitted now: up to 64 partitions, or the next one of a packed file.
@@ -215,16 +223,27 @@ class _Window:
             self._held[future.key] = (future, partition)
             future.add_done_callback(self._ended.put)
 
-    def _next(self) -> "Future":
-        """Wait for a task to end. A cluster that has no worker left would never end one."""
+    def _results(self, ended: "Sequence[Future]") -> "Iterator[tuple[Future, Receipt | Death]]":
+        """Fetch what tasks gave: of all that went well at once, as each fetch is a round trip."""
+        well = [future for future in ended if future.status == "finished"]
+        for future, frame in zip(well, self._client.gather(well), strict=True):
+            yield future, _receipt(frame)
+        for future in ended:
+            if future not in well:
+                yield future, _result(future)
+
+    def _next(self) -> "list[Future]":
+        """Wait for tasks to end. A cluster that has no worker left would never end one."""
         idle_s = 0
         while True:
             try:
-                return self._ended.get(timeout=_LOOK_EVERY_S)
+                ended = [self._ended.get(timeout=_LOOK_EVERY_S)]
             except Empty:
                 idle_s = 0 if self._client.nthreads() else idle_s + _LOOK_EVERY_S
                 if idle_s > cluster.NO_WORKERS_TIMEOUT_S:
                     raise cluster.lost("it has no workers any more") from None
+            else:
+                return ended + [self._ended.get_nowait() for _ in range(self._ended.qsize())]
 
     def __enter__(self) -> Self:
         return self
@@ -258,9 +277,13 @@ def _result(future: "Future") -> Receipt | Death:
     from distributed import KilledWorker
 
     try:
-        (text,) = future.result()["receipt"]
+        return _receipt(future.result())
     except KilledWorker as error:
         return deaths.met(error)
+
+
+def _receipt(frame: pd.DataFrame) -> Receipt:
+    (text,) = frame["receipt"]
     return Receipt.model_validate_json(text)
 
 
