@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import duckdb
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -14,8 +17,8 @@ from hypothesis import strategies as st
 import batchserve as bs
 from batchserve import inputs
 from batchserve.errors import BatchserveError
-from batchserve.inputs import BadRecord, Block, Reading, Wish, cutting, files, records
-from batchserve.inputs.dialect import Asked
+from batchserve.inputs import BadRecord, Block, Reading, Wish, cutting, files, inference, records
+from batchserve.inputs.dialect import Asked, Dialect
 from workbench import doubler, echo, run
 
 Score = Callable[..., list[dict[str, Any]]]
@@ -305,3 +308,18 @@ def texts_of(path: Path) -> list[tuple[str | None, ...]]:
     assert not any(isinstance(item, BadRecord) for item in items)
     blocks = [item.batch for item in items if isinstance(item, Block)]
     return [tuple(row.values()) for batch in blocks for row in batch.to_pylist()]
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_quick_look_misses_no_odd_integer(delimiter: str, data: st.DataObject) -> None:
+    """Where the regular expression finds an integer nobody would write back so, the quick look does too."""
+    marks = f"{delimiter}\n\r\"',;0079-+. xXa"
+    raw = data.draw(st.text(marks, min_size=1, max_size=40)).encode()
+    dialect = Dialect(delimiter=delimiter, quote=data.draw(st.sampled_from(['"', "'", None])))
+    text = pa.array([raw], pa.binary())
+
+    found = pc.match_substring_regex(text, options=inference._odd(dialect, doubles=False))[0].as_py()
+
+    with patch.object(inference, "_PIECE_BYTES", data.draw(st.integers(1, 50))):
+        assert inference.may_be_odd(raw, dialect) or not found

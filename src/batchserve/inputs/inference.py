@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from batchserve.arrays import one_array, only_where, without_null_texts
 from batchserve.errors import BatchserveError, UsageError, did_you_mean, raise_all
@@ -114,13 +115,55 @@ def _odd(dialect: Dialect, *, doubles: bool) -> pc.MatchSubstringOptions:
 def may_alter(raw: bytes, dialect: Dialect, *, doubles: bool) -> bool:
     """Whether some field looks like a number that would not be written back: 007, +5, 18 digits.
 
-    One pass of RE2 over the raw text, about a fifth of what parsing it costs.
+    One pass of RE2 over the raw text, two fifths of what parsing it costs; for integers alone a few
+    of numpy first, which take a third of that.
     """
     if dialect.escape and dialect.escape.encode() in raw:
         return True
+    if not doubles and not may_be_odd(raw, dialect):
+        return False
     offsets = pa.py_buffer(np.array([0, len(raw)], np.int32))
     text = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(raw)])
     return _all(pc.match_substring_regex(text, options=_odd(dialect, doubles=doubles)))
+
+
+_PIECE_BYTES = 256 << 10
+"""Of text that numpy looks at, which stays in the cache."""
+_PLUS, _COMMA, _MINUS, _DOT, _ZERO, _SPACE = (np.uint8(ord(mark)) for mark in "+,-.0 ")
+
+
+def may_be_odd(raw: bytes, dialect: Dialect) -> bool:
+    """Whether some field may start like `_ALTERED_INTEGER`; where none does, that is certain.
+
+    A field starts after its delimiter or a quote; any mark up to a comma, line ends among them, counts
+    as one. Ends of the text are not looked at: what is there counts as odd.
+
+    Example:
+        >>> may_be_odd(b"12,0,-5", Dialect()), may_be_odd(b"12,007,-5", Dialect())
+        (False, True)
+    """
+    if raw[:1] in _ODD_STARTS or raw[-2:-1] == b"-":
+        return True
+    text = np.frombuffer(raw, np.uint8)
+    others = [np.uint8(ord(mark)) for mark in (dialect.delimiter, dialect.quote or ",") if ord(mark) > _COMMA]
+    return any(
+        _is_odd(text[max(0, at - 3) : at + _PIECE_BYTES], others) for at in range(0, len(text), _PIECE_BYTES)
+    )
+
+
+_ODD_STARTS = {b"0", b"-", b"+", b" "}
+
+
+def _is_odd(text: NDArray[np.uint8], marks: Sequence[np.uint8]) -> bool:
+    """Look at what follows a mark: a zero before a digit, a sign or a space, a minus before a zero."""
+    before = text <= _COMMA
+    for mark in marks:
+        before |= text == mark
+    zero, minus = text == _ZERO, text == _MINUS
+    padded = before[:-2] & zero[1:-1] & (text[2:] >= _ZERO)
+    signed = before[:-1] & ((text[1:] == _PLUS) | (text[1:] == _SPACE))
+    negative = before[:-3] & minus[1:-2] & zero[2:-1] & (text[3:] != _DOT)
+    return bool(padded.any() or signed.any() or negative.any())
 
 
 def first_altered(texts: pa.StringArray, kind: pa.DataType) -> int | None:
