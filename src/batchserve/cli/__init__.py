@@ -248,6 +248,38 @@ def verify(
 
 
 @app.command()
+def evaluate(  # noqa: PLR0913, PLR0917  one parameter per flag
+    scored: Annotated[str, typer.Argument(help="A scored file, dataset folder or glob.", metavar="SCORED")],
+    label: flags.Label,
+    prediction: flags.Prediction,
+    task: flags.TaskName = None,
+    threshold: flags.Threshold = 0.5,
+    positive: flags.Positive = None,
+    classes: flags.Classes = None,
+    by: flags.By = None,
+    bins: flags.Bins = 10,
+    plot: flags.Plot = None,
+    format: flags.Format = None,
+    json: flags.Json = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Compare predictions with labels: metrics, calibration, groups, a plot.
+
+    Example: batchserve evaluate flights.parquet --label arr_delay --prediction predicted_delay
+    """
+    from batchserve import api, console, log
+
+    found = api.evaluate(
+        scored, label=label, prediction=prediction, task=task, threshold=threshold, positive=positive,
+        classes=classes or (), by=by or (), bins=bins, format=format, plot=plot,
+    )  # fmt: skip
+    if json:
+        console.out(log.as_json(found.facts(), indent=1))
+    else:
+        console.lines(str(found))
+
+
+@app.command()
 def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
     rejects: Annotated[str, typer.Argument(help="A rejects file, its records corrected.", metavar="REJECTS")],
     output: flags.Output,

@@ -177,3 +177,29 @@ Config = Annotated[
     option("--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
 ]
 Debug = Annotated[bool | None, option("--debug", text="Show tracebacks.")]
+
+# -- of evaluate ------------------------------------------------------------------------------
+
+Label = Annotated[str, option("--label", text="Column of what was to be predicted.", metavar="COL")]
+Prediction = Annotated[str, option("--prediction", text="Column of what was predicted.", metavar="COL")]
+TaskName = Annotated[
+    str | None,
+    option("--task", text="What was predicted [default: by types].", metavar="regression|binary|multiclass"),
+]
+Threshold = Annotated[
+    float, option("--threshold", text="Scores from here on are positive.", metavar="NUMBER")
+]
+Positive = Annotated[
+    str | None, option("--positive", text="The positive class [default: 1, or the second].", metavar="CLASS")
+]
+Classes = Annotated[
+    list[str] | None,
+    option("--classes", text="Classes of a list of probabilities, in its order.", metavar="A,B"),
+]
+By = Annotated[
+    list[str] | None, option("--by", text="A column whose values are groups of rows.", metavar="COL")
+]
+Bins = Annotated[int, option("--bins", text="Bins of the calibration.", metavar="N")]
+Plot = Annotated[
+    str | None, option("--plot", text="Draw calibration and errors.", metavar="FILE.html|FILE.svg")
+]
