@@ -182,9 +182,9 @@ def _infer(sources: Sequence[Source]) -> str:
 
 
 def _check_columns(schema: pa.Schema, wanted: Mapping[str, Sequence[str]]) -> None:
-    known = ", ".join(schema.names)
+    known = f"columns are: {', '.join(schema.names)}"
     unknown = [
-        UsageError(f"{flag} {name}: no such column", did_you_mean(name, schema.names) or f"columns are: {known}")
+        UsageError(f"{flag} {name}: no such column", did_you_mean(name, schema.names) or known)
         for flag, names in wanted.items()
         for name in names
         if name not in schema.names

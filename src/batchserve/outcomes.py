@@ -129,11 +129,11 @@ def _check_known(question: Question, labels: Counter[str]) -> None:
 
 def _binary_problems(question: Question, labels: Counter[str], *, final: bool) -> Iterator[BatchserveError]:
     told = ", ".join(sorted(labels)[:_SHOWN])
-    if not question.positive_said and not labels.keys() <= {"0", "1"}:
-        yield UsageError(f"{question.label} is {told}: which of them is positive?", "say --positive CLASS")
     if len(labels) > 2:  # noqa: PLR2004  no or yes
         yield DataError(f"{question.label} has more than two classes: {told}", "say --task multiclass")
-    if final and len(labels) == 2 and question.positive not in labels:  # noqa: PLR2004
+    elif not question.positive_said and not labels.keys() <= {"0", "1"}:
+        yield UsageError(f"{question.label} is {told}: which of them is positive?", "say --positive CLASS")
+    elif final and len(labels) == 2 and question.positive not in labels:  # noqa: PLR2004  no or yes
         yield DataError(f"{question.label} is never {question.positive}, but {told}", "say --positive CLASS")
 
 

@@ -156,6 +156,8 @@ def ordered_bits(values: Floats) -> NDArray[np.int64]:
 
 _DIGITS = 40
 """Binary digits of the largest value that cells can tell apart."""
+_LEAST_POWER = -60
+"""Below this power of two all values are alike."""
 
 
 def linear(limit: int, values: Floats, weights: Floats) -> Cells:
@@ -167,8 +169,9 @@ def linear(limit: int, values: Floats, weights: Floats) -> Cells:
         weights: What is added up, [n, columns].
     """
     most = float(np.abs(values).max(initial=0.0))
-    level = max(math.frexp(most)[1], -900) - _DIGITS
+    level = (max(math.frexp(most)[1], _LEAST_POWER) if most else _LEAST_POWER) - _DIGITS
     keys = np.floor(np.ldexp(values, -level)).astype(np.int64)
+    keys[(keys == 0) & (values < 0)] = -1  # too small to be told from 0 in these cells
     return Cells.of(limit, level, keys, weights)
 
 
