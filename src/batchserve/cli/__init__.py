@@ -37,6 +37,7 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     inputs: flags.Inputs,
     output: flags.Output,
     model: flags.ModelPath = None,
+    model_sha256: flags.ModelSha256 = None,
     features: flags.Features = None,
     map: flags.Map = None,
     set: flags.Set = None,
@@ -95,6 +96,7 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     paths: flags.Paths,
     model: flags.ModelPath = None,
+    model_sha256: flags.ModelSha256 = None,
     features: flags.Features = None,
     map: flags.Map = None,
     set: flags.Set = None,
@@ -156,6 +158,7 @@ def tune(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     inputs: flags.Inputs,
     model: flags.ModelPath = None,
+    model_sha256: flags.ModelSha256 = None,
     features: flags.Features = None,
     map: flags.Map = None,
     set: flags.Set = None,
@@ -208,22 +211,23 @@ def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     skip_lines: flags.SkipLines = None,
     encoding: flags.Encoding = None,
     custom_ops: flags.CustomOps = None,
+    model_sha256: flags.ModelSha256 = None,
     debug: flags.Debug = None,
 ) -> None:
     """Show what a model takes and gives, or what a data file holds.
 
     Example: batchserve inspect model.onnx
     """
-    from batchserve import console, survey
+    from batchserve import console, references, survey
 
-    if survey.is_data(file):
-        others = {"file", "custom_ops"}
+    if not references.is_reference(file) and survey.is_data(file):
+        others = {"file", "custom_ops", "model_sha256"}
         said = {name: value for name, value in ctx.params.items() if value is not None and name not in others}
         console.table(file, survey.described(file, **said))
         return
     from batchserve import frames
 
-    console.table(file, frames.described(file, custom_ops))
+    console.table(file, frames.described(file, custom_ops, model_sha256))
 
 
 @app.command()

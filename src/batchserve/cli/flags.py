@@ -21,7 +21,12 @@ Output = Annotated[
         help="A .parquet file; no suffix or a / at the end makes a folder of parts.", metavar="OUTPUT"
     ),
 ]
-ModelPath = Annotated[str | None, option("--model", "-m", text="The ONNX model.", metavar="PATH")]
+ModelPath = Annotated[
+    str | None, option("--model", "-m", text="The ONNX model.", metavar="PATH|REFERENCE|URL")
+]
+ModelSha256 = Annotated[
+    str | None, option("--model-sha256", text="The sha256 that the model must have.", metavar="HEX")
+]
 Features = Annotated[
     list[str] | None,
     option("--features", text="Columns of a wide input, in order.", metavar="A,B"),
