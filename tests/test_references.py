@@ -1,12 +1,14 @@
 """Models that are no path: a URL is used with its sha256 alone, all are kept by their content."""
 
 import hashlib
+import shutil
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -308,6 +310,76 @@ def test_a_library_that_is_missing_is_named(name: str, package: str, monkeypatch
 
     assert (error.exit_code, error.message) == (70, f"{name}: the package {package} is not installed")
     assert f"pip install {package}" in error.hint
+
+
+class Hub(ModuleType):
+    """A stand-in for huggingface_hub: one repository in its cache. The real one is tested in tests_extras."""
+
+    def __init__(self, snapshot: Path) -> None:
+        super().__init__("huggingface_hub")
+        self.errors = ModuleType("huggingface_hub.errors")
+        self.missing = type("LocalEntryNotFoundError", (Exception,), {})
+        vars(self.errors).update(
+            HFValidationError=type("HFValidationError", (ValueError,), {}),
+            LocalEntryNotFoundError=self.missing,
+        )
+        self._snapshot = snapshot
+
+    def snapshot_download(self, repo: str, *, local_files_only: bool) -> str:
+        assert local_files_only
+        if repo != "owner/repo":
+            raise self.missing(repo)
+        return str(self._snapshot)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the stand-in where the library would be; return the folder of its repository."""
+    made = Hub(tmp_path / "snapshot")
+    (tmp_path / "snapshot").mkdir()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", made)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", made.errors)
+    return tmp_path / "snapshot"
+
+
+def test_a_model_of_a_library_is_copied_into_the_cache(hub: Path, cache: Path) -> None:
+    """What a library has is kept by its sha256, whatever becomes of the library's own file."""
+    shutil.copyfile(IRIS_MODEL, hub / "model.onnx")
+
+    spec = modelfile.identify("hf:owner/repo", sha256=SHA256)
+    (hub / "model.onnx").write_bytes(b"changed")
+
+    assert (spec.path, spec.sha256) == (str(cache / f"{SHA256}.onnx"), SHA256)
+    assert listing(cache) == {f"{SHA256}.onnx": IRIS_MODEL.read_bytes()}
+
+
+def test_weights_are_copied_with_their_model(hub: Path, cache: Path) -> None:
+    """A model with weights beside it is a folder of the cache; one that was damaged is made anew."""
+    model = weighted(hub / "m.onnx")
+
+    spec = modelfile.identify("hf:owner/repo/m.onnx")
+    for name in ("w.bin", "model.onnx"):
+        (cache / spec.sha256 / name).write_bytes(b"bits have flipped")
+
+        assert modelfile.identify("hf:owner/repo/m.onnx") == spec
+
+    assert spec.sha256 == modelfile.identify(str(model)).sha256
+    assert listing(cache) == {
+        spec.sha256: "folder",
+        f"{spec.sha256}/model.onnx": model.read_bytes(),
+        f"{spec.sha256}/w.bin": (hub / "w.bin").read_bytes(),
+    }
+
+
+def test_what_a_library_does_not_have_is_told(hub: Path) -> None:
+    """A repository without a model, with several, and one that is not there are told apart."""
+    none = refused("hf:owner/repo")
+    for name in ("a.onnx", "b.onnx"):
+        doubler(hub / name)
+
+    assert (none.exit_code, refused("hf:owner/other").exit_code) == (66, 66)
+    assert (refused("hf:owner/repo").exit_code, refused("hf:owner/repo/c.onnx").exit_code) == (2, 66)
+    assert refused("hf:owner/repo").hint == "in its cache are: a.onnx, b.onnx"
 
 
 # -- config -----------------------------------------------------------------------------------
