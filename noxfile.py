@@ -33,9 +33,10 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests that need scikit-learn and its converter, or onnxruntime-extensions."""
+    """Run the tests that need scikit-learn, onnxruntime-extensions, or the library of a registry."""
     _install(session, "test")
     session.install("scikit-learn==1.9.1", "skl2onnx==1.20.0", "onnxruntime-extensions==0.15.2")
+    session.install("mlflow-skinny==3.17.2", "huggingface_hub==2.4.0")
     session.run("pytest", "tests_extras", "-q", *session.posargs)
 
 

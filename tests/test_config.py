@@ -16,6 +16,7 @@ SEEING = {"json", "quiet", "verbose", "no_progress", "log_json", "profile", "deb
 
 IN_TEXT: dict[str, tuple[str, Any]] = {
     "model": ("m.onnx", "m.onnx"),
+    "model_sha256": ("AB" * 32, "ab" * 32),
     "features": ("a, b", ("a", "b")),
     "map": ("x=a,y=b", {"x": "a", "y": "b"}),
     "outputs": ("label", ("label",)),
@@ -275,7 +276,7 @@ def test_every_unknown_key_is_told_with_its_line() -> None:
     assert "3 problems" in refused.value.message
     assert "batchserve.toml:1: modle: no such key  (did you mean model?)" in refused.value.message
     assert "batchserve.toml:3: onnull: no such key  (did you mean on_null?)" in refused.value.message
-    assert "batchserve.toml:6: zzz: no such key  (keys are: model, features," in refused.value.message
+    assert "batchserve.toml:6: zzz: no such key  (keys are: model, model_sha256," in refused.value.message
 
 
 def test_an_unknown_keyword_is_told() -> None:

@@ -144,9 +144,10 @@ def test_flags() -> None:
     assert set(rows) == flags
     for flag, row in rows.items():
         key = flag[2:].replace("-", "_")
-        assert row[2] == f"BATCHSERVE_{key.upper()}", flag
-        assert row[1] == (key if key in config.FIELDS else "-"), flag
-    assert {flag[2:].replace("-", "_") for flag in rows} - {"config"} == set(config.FIELDS)
+        job = key in config.FIELDS  # the others are of commands that score nothing
+        assert row[1] == (key if job else "-"), flag
+        assert row[2] == (f"BATCHSERVE_{key.upper()}" if job or key == "config" else "-"), flag
+    assert {flag[2:].replace("-", "_") for flag in rows} >= set(config.FIELDS)
 
 
 def test_every_command_has_a_section() -> None:

@@ -18,6 +18,9 @@ from batchserve.target import Target
 if TYPE_CHECKING:
     import dask.dataframe as dd
 
+    from batchserve.evaluation import Evaluation
+    from batchserve.questions import Questions
+
 Path = str | PathLike[str]
 Paths = Path | Sequence[Path]
 
@@ -111,6 +114,47 @@ def retry(
     from batchserve import correction
 
     return correction.retry(fspath(path), fspath(output), _flags(options), listener or Silent())
+
+
+def evaluate(
+    path: Path, *, label: str, prediction: str, by: str | Sequence[str] = (), plot: Path | None = None,
+    format: str | None = None, **asked: Unpack["Questions"],
+) -> "Evaluation":  # fmt: skip
+    """Compare the predictions of a scored file with its labels, in one pass over its rows.
+
+    Args:
+        path: A scored file, a dataset folder, or a glob.
+        label: The column of what was to be predicted.
+        prediction: The column of what was.
+        by: Columns whose every value is a group of rows with metrics of its own.
+        plot: A .html or .svg file to draw into.
+        format: The format of the file; by its suffix by default.
+        **asked: task, threshold, positive, classes and bins, as the flags of `batchserve evaluate`.
+
+    Returns:
+        The metrics; prints well in a notebook.
+
+    Raises:
+        BatchserveError: With what is wrong and what to do.
+
+    Example:
+        >>> import batchserve as bs
+        >>> report = bs.score("examples/iris/iris.csv", "iris.parquet", overwrite=True)
+        >>> found = bs.evaluate("iris.parquet", label="species", prediction="label")
+        >>> round(found.metrics["accuracy"], 4)
+        0.9733
+    """
+    from batchserve import evaluation
+    from batchserve.questions import Asked, names_of
+
+    if plot is not None:
+        evaluation.check_plot(fspath(plot))
+    found = evaluation.evaluate(
+        fspath(path), label, prediction, Asked.of(**asked), by=names_of(by), given=format
+    )  # fmt: skip
+    if plot is not None:
+        found.plot(fspath(plot))
+    return found
 
 
 def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Options]) -> "dd.DataFrame":

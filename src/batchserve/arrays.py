@@ -58,8 +58,11 @@ def raw_values(column: pa.Array) -> NDArray[Any]:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     dtype = np.dtype(column.type.to_pandas_dtype())
-    values = np.frombuffer(column.buffers()[1] or b"", dtype)
-    return values[column.offset : column.offset + len(column)]
+    stop = column.offset + len(column)
+    data = column.buffers()[1] if stop else None
+    # A buffer may be longer, and be no whole number of values: those of `pa.nulls` share one.
+    values = np.frombuffer(data[: stop * dtype.itemsize] if data else b"", dtype)
+    return values[column.offset : stop]
 
 
 NULL_TEXTS = (

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from batchserve import machine
 from batchserve.errors import BatchserveError, NotFoundError, UsageError, did_you_mean, raise_all
+from batchserve.references import is_reference
 from batchserve.storage import translated
 
 FILE_NAME = "batchserve.toml"
@@ -94,6 +95,12 @@ def duration(value: Any) -> Any:
     return float(found[1]) * _SECONDS[found[2]]
 
 
+def _sha256(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[0-9a-f]{64}", value.strip().lower()):
+        raise ValueError("not a sha256: 64 digits from 0 to f")
+    return value.strip().lower() if isinstance(value, str) else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_items)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Constants = Annotated[dict[str, str], BeforeValidator(_constants)]
@@ -107,7 +114,9 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     model: str | None = None
-    """Path of the ONNX model."""
+    """Path of the ONNX model; or a URL, `models:/NAME/ALIAS` of MLflow, `hf:OWNER/REPO`."""
+    model_sha256: Annotated[str, BeforeValidator(_sha256)] | None = None
+    """The sha256 that the model must have; needed for a URL."""
     features: Names = ()
     """Columns of a wide input, in order."""
     map: Pairs = {}
@@ -220,6 +229,7 @@ class Options(TypedDict, total=False):
     """The keyword arguments of `batchserve.score` and its kin: the fields of a job."""
 
     model: str | os.PathLike[str] | None
+    model_sha256: str | None
     features: Sequence[str]
     map: Mapping[str, str]
     set: Mapping[str, Any]
@@ -355,7 +365,7 @@ def _file_layer(path: Path, *, beside: bool) -> _Layer:
     lines = {key: _line_of(key, text) for key in values}
     problems = tuple(_key_problems(path, values, lines, beside=beside))
     known = {key: value for key, value in values.items() if key in FIELDS}
-    if isinstance(known.get("model"), str):
+    if isinstance(known.get("model"), str) and not is_reference(known["model"]):
         known["model"] = str(path.parent / known["model"])
     return _Layer(known, str(path), lines, problems)
 
@@ -376,6 +386,11 @@ def _key_problems(
         elif beside and key not in BESIDE_MAY_SET:
             message = f"{where}: may not be set by a config found beside the inputs"
             yield UsageError(message, f"say it as a flag, or trust the file: --config {path}")
+        elif beside and key == "model" and is_reference(str(values[key])):
+            message = (
+                f"{where}: {values[key]} is fetched, which a config found beside the inputs may not ask for"
+            )
+            yield UsageError(message, f"to use it all the same: --model {values[key]}")
         elif beside and key == "model" and not _is_under(path.parent / str(values[key]), path.parent):
             message = f"{where}: {values[key]} lies outside the folder of its config"
             yield UsageError(message, f"to use it all the same: --model {path.parent / str(values[key])}")

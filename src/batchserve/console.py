@@ -202,6 +202,14 @@ def table(title: str, facts: Mapping[str, Any]) -> None:
         console.print(Text(printable(f"  {name:<{width}}  {value}")), soft_wrap=True)
 
 
+def lines(text: str) -> None:
+    """Print lines to stdout, the first of them as a title."""
+    title, _, rest = text.partition("\n")
+    console = Console(highlight=False)
+    console.print(Text(printable(title), style="bold"), soft_wrap=True)
+    console.print(Text(printable(rest)), soft_wrap=True)
+
+
 def trials(found: "Tuning") -> dict[str, str]:
     """Return what was tried, and what it gave, as words."""
     told = {found.best: "taken"} | {found.now: "what a job does now"}

@@ -28,7 +28,8 @@ class Model:
     """An ONNX model that scores frames: pandas, Polars, Arrow or Dask in, the same kind out.
 
     Args:
-        path: The model's file.
+        path: The model's file, or a reference such as `models:/NAME/ALIAS`.
+        model_sha256: What its sha256 must be.
         features: Columns of a wide input, in order; the model's metadata may hold them.
         map: Model input name to column name, where they differ.
         set: Model input name to the one value it always gets: a number, a text, or a list.
@@ -56,6 +57,7 @@ class Model:
         self,
         path: str | PathLike[str],
         *,
+        model_sha256: str | None = None,
         features: Sequence[str] = (),
         map: Mapping[str, str] | None = None,  # noqa: A002  the word of the command line
         set: Mapping[str, Any] | None = None,  # noqa: A002  as above
@@ -67,7 +69,8 @@ class Model:
     ) -> None:
         self._job = Job.model_validate(
             {
-                "model": fspath(path), "features": features, "map": map or {}, "set": set or {},
+                "model": fspath(path), "model_sha256": model_sha256, "features": features,
+                "map": map or {}, "set": set or {},
                 "on_null": on_null, "prefix": prefix, "batch_rows": batch_rows, "keep": ("none",),
                 "custom_ops": fspath(custom_ops) if custom_ops else None, "device": device,
             }
@@ -214,23 +217,24 @@ def _pandas(table: pa.Table) -> "pd.DataFrame":
     return frame
 
 
-def described(path: str, custom_ops: str | None = None) -> dict[str, str]:
+def described(path: str, custom_ops: str | None = None, sha256: str | None = None) -> dict[str, str]:
     """Return what a model takes and gives, in words.
 
     Args:
-        path: The model's file.
+        path: The model's file, or a reference.
         custom_ops: Library of custom operators that it needs, or None.
+        sha256: What its sha256 must be, or None.
 
     Raises:
         NotFoundError: There is no such file.
         ModelError: It is no model that onnxruntime runs.
     """
-    spec = identify(path, custom_ops=custom_ops)
+    spec = identify(path, custom_ops=custom_ops, sha256=sha256)
     signature = session_for(spec).signature()
     facts = {"sha256": spec.sha256}
     facts |= {f"in  {port.name}": str(port).partition(": ")[2] for port in signature.inputs}
     facts |= {f"opt {port.name}": str(port).partition(": ")[2] for port in signature.optional}
     facts |= {f"out {port.name}": str(port).partition(": ")[2] for port in signature.outputs}
     facts |= signature.metadata
-    counted = operators(path)
+    counted = operators(spec.path)
     return facts | {"operators": ", ".join(f"{name} x{count}" for name, count in counted.items())}

@@ -42,7 +42,7 @@ def named_model(job: Job) -> ModelSpec:
         raise UsageError(
             "no model is named", "say --model PATH, set BATCHSERVE_MODEL, or put model = in batchserve.toml"
         )
-    return identify(job.model, job.device, job.custom_ops, job.intra_op)
+    return identify(job.model, job.device, job.custom_ops, job.intra_op, job.model_sha256)
 
 
 def wish(job: Job) -> Wish:

@@ -16,6 +16,7 @@ from batchserve.inputs import Partition, Source
 from batchserve.modelfile import identify
 from batchserve.outputs import RowGroup
 from batchserve.receipts import OutputReceipt, Run
+from batchserve.references import is_reference
 from batchserve.rows import Rows, aligned
 from batchserve.scoring import Recipe
 from batchserve.storage import translated
@@ -273,7 +274,8 @@ def _unchanged(source: Source) -> bool:
 def _compared(found: Target, sample: _Sample, model: str | None) -> list[str]:
     recipe = sample.run.plan.recipe
     if model:
-        spec = recipe.model.model_copy(update={"path": identify(model).path})
+        pinned = recipe.model.sha256 if is_reference(model) else None
+        spec = recipe.model.model_copy(update={"path": identify(model, sha256=pinned).path})
         recipe = recipe.model_copy(update={"model": spec})
     again = _scored(sample, recipe)
     there = _read(found, sample.row, sample.rows)

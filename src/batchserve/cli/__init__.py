@@ -37,6 +37,7 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     inputs: flags.Inputs,
     output: flags.Output,
     model: flags.ModelPath = None,
+    model_sha256: flags.ModelSha256 = None,
     features: flags.Features = None,
     map: flags.Map = None,
     set: flags.Set = None,
@@ -95,6 +96,7 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     paths: flags.Paths,
     model: flags.ModelPath = None,
+    model_sha256: flags.ModelSha256 = None,
     features: flags.Features = None,
     map: flags.Map = None,
     set: flags.Set = None,
@@ -158,6 +160,7 @@ def tune(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     inputs: flags.Inputs,
     model: flags.ModelPath = None,
+    model_sha256: flags.ModelSha256 = None,
     features: flags.Features = None,
     map: flags.Map = None,
     set: flags.Set = None,
@@ -210,22 +213,23 @@ def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     skip_lines: flags.SkipLines = None,
     encoding: flags.Encoding = None,
     custom_ops: flags.CustomOps = None,
+    model_sha256: flags.ModelSha256 = None,
     debug: flags.Debug = None,
 ) -> None:
     """Show what a model takes and gives, or what a data file holds.
 
     Example: batchserve inspect model.onnx
     """
-    from batchserve import console, survey
+    from batchserve import console, references, survey
 
-    if survey.is_data(file):
-        others = {"file", "custom_ops"}
+    if not references.is_reference(file) and survey.is_data(file):
+        others = {"file", "custom_ops", "model_sha256"}
         said = {name: value for name, value in ctx.params.items() if value is not None and name not in others}
         console.table(file, survey.described(file, **said))
         return
     from batchserve import frames
 
-    console.table(file, frames.described(file, custom_ops))
+    console.table(file, frames.described(file, custom_ops, model_sha256))
 
 
 @app.command()
@@ -247,6 +251,38 @@ def verify(
     again = f"{verdict.rows_scored:,} rows of {verdict.partitions_scored:,} partitions, equal to the bit"
     told = {f"not done {i}": text for i, text in enumerate(verdict.skipped, 1)}
     console.table(output, verdict.facts | {"scored again": again} | told)
+
+
+@app.command()
+def evaluate(  # noqa: PLR0913, PLR0917  one parameter per flag
+    scored: Annotated[str, typer.Argument(help="A scored file, dataset folder or glob.", metavar="SCORED")],
+    label: flags.Label,
+    prediction: flags.Prediction,
+    task: flags.TaskName = None,
+    threshold: flags.Threshold = 0.5,
+    positive: flags.Positive = None,
+    classes: flags.Classes = None,
+    by: flags.By = None,
+    bins: flags.Bins = 10,
+    plot: flags.Plot = None,
+    format: flags.Format = None,
+    json: flags.Json = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Compare predictions with labels: metrics, calibration, groups, a plot.
+
+    Example: batchserve evaluate flights.parquet --label arr_delay --prediction predicted_delay
+    """
+    from batchserve import api, console, log
+
+    found = api.evaluate(
+        scored, label=label, prediction=prediction, task=task, threshold=threshold, positive=positive,
+        classes=classes or (), by=by or (), bins=bins, format=format, plot=plot,
+    )  # fmt: skip
+    if json:
+        console.out(log.as_json(found.facts(), indent=1))
+    else:
+        console.lines(str(found))
 
 
 @app.command()

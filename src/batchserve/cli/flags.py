@@ -21,7 +21,12 @@ Output = Annotated[
         help="A .parquet file; no suffix or a / at the end makes a folder of parts.", metavar="OUTPUT"
     ),
 ]
-ModelPath = Annotated[str | None, option("--model", "-m", text="The ONNX model.", metavar="PATH")]
+ModelPath = Annotated[
+    str | None, option("--model", "-m", text="The ONNX model.", metavar="PATH|REFERENCE|URL")
+]
+ModelSha256 = Annotated[
+    str | None, option("--model-sha256", text="The sha256 that the model must have.", metavar="HEX")
+]
 Features = Annotated[
     list[str] | None,
     option("--features", text="Columns of a wide input, in order.", metavar="A,B"),
@@ -177,3 +182,29 @@ Config = Annotated[
     option("--config", text="Config file [default: ./batchserve.toml].", metavar="PATH"),
 ]
 Debug = Annotated[bool | None, option("--debug", text="Show tracebacks.")]
+
+# -- of evaluate ------------------------------------------------------------------------------
+
+Label = Annotated[str, option("--label", text="Column of what was to be predicted.", metavar="COL")]
+Prediction = Annotated[str, option("--prediction", text="Column of what was predicted.", metavar="COL")]
+TaskName = Annotated[
+    str | None,
+    option("--task", text="What was predicted [default: by types].", metavar="regression|binary|multiclass"),
+]
+Threshold = Annotated[
+    float, option("--threshold", text="Scores from here on are positive.", metavar="NUMBER")
+]
+Positive = Annotated[
+    str | None, option("--positive", text="The positive class [default: 1, or the second].", metavar="CLASS")
+]
+Classes = Annotated[
+    list[str] | None,
+    option("--classes", text="Classes of a list of probabilities, in its order.", metavar="A,B"),
+]
+By = Annotated[
+    list[str] | None, option("--by", text="A column whose values are groups of rows.", metavar="COL")
+]
+Bins = Annotated[int, option("--bins", text="Bins of the calibration.", metavar="N")]
+Plot = Annotated[
+    str | None, option("--plot", text="Draw calibration and errors.", metavar="FILE.html|FILE.svg")
+]
