@@ -15,20 +15,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchserve.api import plan, retry, score, scored
+    from batchserve.api import export, plan, retry, score, scored
     from batchserve.errors import BatchserveError
     from batchserve.frames import Model
     from batchserve.planning import Plan
     from batchserve.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["BatchserveError", "Model", "Plan", "Report", "plan", "retry", "score", "scored"]
+__all__ = ["BatchserveError", "Model", "Plan", "Report", "export", "plan", "retry", "score", "scored"]
 
 _HOMES = {
     "BatchserveError": "errors",
     "Model": "frames",
     "Plan": "planning",
     "Report": "report",
+    "export": "api",
     "plan": "api",
     "retry": "api",
     "score": "api",

@@ -251,8 +251,7 @@ def _candidates(receipt: OutputReceipt, chance: random.Random) -> Iterator[_Samp
 def _exact(partition: Partition, extents: Sequence[tuple[int, int]]) -> Partition:
     starts = [start for start, _ in extents]
     slices = [
-        replace(part, start=start, exact=True)
-        for part, start in zip(partition.slices, starts, strict=False)
+        replace(part, start=start, exact=True) for part, start in zip(partition.slices, starts, strict=False)
     ]
     slices += partition.slices[len(slices) :]  # a job with --limit stops before their ends
     return replace(partition, slices=tuple(slices))

@@ -1,0 +1,247 @@
+"""scikit-learn estimators and pipelines, by skl2onnx."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchserve import surgery
+from batchserve.model import Tensor
+from batchserve.sources import OPSETS, Candidate, Kind, frame, library, matrix, title, versions
+
+if TYPE_CHECKING:
+    import onnx
+
+Columns = Mapping[str, Kind]
+Converter = Callable[[Any, Any, Any], None]
+
+
+def of_object(model: Any) -> "Estimator":
+    """Open a fitted estimator or pipeline.
+
+    Raises:
+        ModelError: skl2onnx is not installed.
+    """
+    library("skl2onnx", "sklearn")
+    return Estimator(model)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A fitted estimator or pipeline."""
+
+    model: Any
+
+    @property
+    def made_with(self) -> str:
+        """Its class, scikit-learn and skl2onnx."""
+        return f"{title(self.model)} by {versions('sklearn', 'skl2onnx')}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns of the data frame that it was fitted on."""
+        return tuple(getattr(self.model, "feature_names_in_", ()))
+
+    @property
+    def width(self) -> int | None:
+        """How many columns it was fitted on."""
+        return getattr(self.model, "n_features_in_", None)
+
+    def predict(self, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
+        """Return label and scores of a classifier, the values of a regressor."""
+        table = self._table(rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _predicted(self.model, table)
+
+    def _table(self, rows: pa.RecordBatch) -> Any:
+        if self.names:
+            return frame(rows)
+        texts = any(not pa.types.is_floating(f.type) and not pa.types.is_integer(f.type) for f in rows.schema)
+        return frame(rows).to_numpy(object) if texts else matrix(rows)
+
+    def candidates(self, columns: Columns) -> Iterator[Candidate]:
+        """Give graphs in float32, with integers as they are, in float64, and float64 up to the last step."""
+        wide = "text" not in columns.values() and not _selects(self.model)
+        convert = partial(_wide if wide else _named, self.model, columns)
+        kinds = (
+            ("float32", "float64")
+            if wide
+            else ("float32", "float32 and int64", "float64", "float64 and int64")
+        )
+        for how in kinds:
+            if "int64" not in how or "integer" in columns.values():
+                yield Candidate(how, partial(convert, how))
+        if len(getattr(self.model, "steps", ())) > 1:
+            yield Candidate(_SPLIT, partial(_split, self.model, columns, wide=wide))
+
+
+_SPLIT = "float64, its last step float32"
+
+
+def _predicted(model: Any, table: Any) -> dict[str, Tensor]:
+    if not hasattr(model, "predict"):
+        return {"variable": np.asarray(model.transform(table))}
+    values = np.asarray(model.predict(table))
+    if not hasattr(model, "classes_"):
+        labels = values.dtype.kind in "iu"
+        return {"label" if labels and not _is_regressor(model) else "variable": values}
+    return {"label": values} | _scores(model, table)
+
+
+def _is_regressor(model: Any) -> bool:
+    from sklearn.base import is_regressor
+
+    return bool(is_regressor(model))
+
+
+def _scores(model: Any, table: Any) -> dict[str, Tensor]:
+    """Return probabilities, or what the classifier decides by: of two classes, minus and plus the margin."""
+    if hasattr(model, "predict_proba"):
+        found = model.predict_proba(table)
+        return {} if isinstance(found, list) else {"probabilities": np.asarray(found)}
+    if not hasattr(model, "decision_function"):
+        return {}
+    margin = np.asarray(model.decision_function(table))
+    return {"probabilities": np.stack([-margin, margin], axis=1) if margin.ndim == 1 else margin}
+
+
+def _selects(model: Any) -> bool:
+    """Whether some step takes columns by their names or places."""
+    from sklearn.compose import ColumnTransformer
+
+    steps = [step for _, step in getattr(model, "steps", ())]
+    return isinstance(model, ColumnTransformer) or any(_selects(step) for step in steps)
+
+
+def _named(model: Any, columns: Columns, how: str) -> "onnx.ModelProto":
+    """Convert a model whose every column is an input."""
+    types = _types(how)
+    return _converted(model, [(name, types[kind]([None, 1])) for name, kind in columns.items()])
+
+
+def _wide(model: Any, columns: Columns, how: str) -> "onnx.ModelProto":
+    """Convert a model of one wide input, and put that together from the columns."""
+    inputs = [("X", _types(how)["float"]([None, len(columns)]))]
+    return surgery.column_inputs(_converted(model, inputs), tuple(columns))
+
+
+def _split(model: Any, columns: Columns, *, wide: bool) -> "onnx.ModelProto":
+    """Convert the last step apart, in float32: scikit-learn's own trees cast what they get to that."""
+    import onnx
+
+    first = (_wide if wide else _named)(model[:-1], columns, "float64")
+    last = _converted(model[-1], [("X", _types("float32")["float"]([None, model[-1].n_features_in_]))])
+    return surgery.chained(first, last, onnx.TensorProto.FLOAT)
+
+
+def _types(how: str) -> dict[Kind, Any]:
+    from skl2onnx.common import data_types as of
+
+    number = of.DoubleTensorType if how.startswith("float64") else of.FloatTensorType
+    integer = of.Int64TensorType if how.endswith("int64") else number
+    return {"text": of.StringTensorType, "float": number, "integer": integer}
+
+
+def _converted(model: Any, inputs: list[tuple[str, Any]]) -> "onnx.ModelProto":
+    from skl2onnx import convert_sklearn
+
+    convert = partial(
+        convert_sklearn, model, initial_types=inputs, target_opset=OPSETS,
+        custom_conversion_functions=_own_converters(),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            graph = convert(options={"zipmap": False} if hasattr(model, "classes_") else None)
+        except NameError:  # this classifier's converter has no such option, and makes no ZipMap
+            graph = convert()
+    return surgery.inferred(_renamed(graph, model))
+
+
+def _renamed(graph: "onnx.ModelProto", model: Any) -> "onnx.ModelProto":
+    """Call what a regressor or a step gives `variable`, whatever its converter calls it."""
+    names = [port.name for port in graph.graph.output]
+    if hasattr(model, "classes_") or "label" in names:
+        return graph
+    return surgery.renamed(graph, names[0], "variable")
+
+
+# -- converters of our own --------------------------------------------------------------------
+
+
+def _own_converters() -> dict[type, Converter]:
+    """Return converters by class: skl2onnx's with what they get wrong put right."""
+    from sklearn import ensemble
+    from sklearn.impute import SimpleImputer
+
+    trees = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
+    return {SimpleImputer: _imputer} | dict.fromkeys(trees, _boosted)
+
+
+def _boosted(scope: Any, operator: Any, container: Any) -> None:
+    """Convert histogram boosting: skl2onnx hands numpy's numbers to onnx, which wants Python's."""
+    from skl2onnx.common._registration import get_converter
+
+    get_converter(operator.type)(scope, operator, _Plain(container))
+
+
+class _Plain:
+    """skl2onnx's container, with the attributes of trees as onnx wants them."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def add_node(self, *args: Any, **attributes: Any) -> None:
+        """Add a node; numpy's numbers become Python's, and float64 lists tensors, which keep all digits."""
+        plain = dict(_plain(name, value) for name, value in attributes.items())
+        if any(name.endswith("_as_tensor") for name in plain):
+            plain["op_version"] = OPSETS["ai.onnx.ml"]
+        self._container.add_node(*args, **plain)
+
+
+def _plain(name: str, value: Any) -> tuple[str, Any]:
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        from onnx import numpy_helper
+
+        return f"{name}_as_tensor", numpy_helper.from_array(value, name)
+    if isinstance(value, np.ndarray):
+        return name, value.tolist()
+    if isinstance(value, list):
+        return name, [_python(each) for each in value]
+    return name, _python(value)
+
+
+def _python(value: Any) -> Any:
+    own = value.item() if isinstance(value, np.generic) else value
+    return int(own) if isinstance(own, bool) else own
+
+
+def _imputer(scope: Any, operator: Any, container: Any) -> None:
+    """Convert an imputer of float64: onnxruntime's own operator for it knows float32 alone."""
+    from onnx import TensorProto
+    from skl2onnx.common._registration import get_converter
+    from skl2onnx.common.data_types import DoubleTensorType
+    from skl2onnx.operator_converters.common import concatenate_variables
+
+    model = operator.raw_operator
+    usual = (
+        not isinstance(operator.inputs[0].type, DoubleTensorType)
+        or model.missing_values == model.missing_values
+    )
+    if usual or model.add_indicator or np.isnan(np.asarray(model.statistics_, dtype=float)).any():
+        get_converter(operator.type)(scope, operator, container)
+        return
+    whole = concatenate_variables(scope, operator.inputs, container)
+    values, missing = (scope.get_unique_variable_name(name) for name in ("imputed", "missing"))
+    statistics = np.asarray(model.statistics_, dtype=float).tolist()
+    container.add_initializer(values, TensorProto.DOUBLE, [1, len(statistics)], statistics)
+    container.add_node("IsNaN", [whole], [missing], op_version=13)
+    container.add_node("Where", [missing, values, whole], [operator.outputs[0].full_name], op_version=16)

@@ -1,0 +1,208 @@
+"""ONNX graphs made ready to be scored: inputs per column, outputs, batch, metadata. `onnx` alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+BATCH = "rows"
+"""The name of the open first dimension."""
+
+
+def column_inputs(model: "onnx.ModelProto", columns: Sequence[str]) -> "onnx.ModelProto":
+    """Give a model with one wide input [rows, k] an input [rows, 1] per column instead.
+
+    Args:
+        model: One input, two dimensions.
+        columns: The names of its k columns.
+
+    Returns:
+        The same model, its inputs put together by a Concat.
+    """
+    import onnx
+    from onnx import helper
+
+    wide = only_input(model)
+    hidden = onnx.compose.add_prefix(model, _PREFIX, rename_outputs=False, rename_inputs=True)
+    kind = wide.type.tensor_type.elem_type
+    inputs = [helper.make_tensor_value_info(name, kind, [BATCH, 1]) for name in columns]
+    nodes = [helper.make_node("Concat", list(columns), [_PREFIX + wide.name], axis=1)]
+    _replace(hidden.graph.input, inputs)
+    _replace(hidden.graph.node, [*nodes, *hidden.graph.node])
+    return hidden
+
+
+_PREFIX = "batchserve/"
+
+
+def only_input(model: "onnx.ModelProto") -> "onnx.ValueInfoProto":
+    """Return the one input that is no weight."""
+    weights = {each.name for each in model.graph.initializer}
+    (wide,) = [port for port in model.graph.input if port.name not in weights]
+    found: onnx.ValueInfoProto = wide
+    return found
+
+
+def with_outputs(model: "onnx.ModelProto", names: Sequence[str]) -> "onnx.ModelProto":
+    """Return the model with these outputs alone; what only others needed is gone."""
+    import onnx
+
+    kept = onnx.ModelProto()
+    kept.CopyFrom(model)
+    _replace(kept.graph.output, [port for port in model.graph.output if port.name in names])
+    _drop_unread(kept)
+    return kept
+
+
+def _drop_unread(model: "onnx.ModelProto") -> None:
+    """Take out nodes, weights and inputs that no output depends on."""
+    graph = model.graph
+    needed = {port.name for port in graph.output}
+    nodes = []
+    for node in reversed(graph.node):  # a graph is sorted: what makes a value stands before what reads it
+        if needed & set(node.output):
+            nodes.append(node)
+            needed |= set(node.input) | _read_inside(node)
+    _replace(graph.node, nodes[::-1])
+    _replace(graph.initializer, [each for each in graph.initializer if each.name in needed])
+    _replace(graph.input, [port for port in graph.input if port.name in needed])
+    del graph.value_info[:]
+
+
+def _read_inside(node: "onnx.NodeProto") -> set[str]:
+    """Return the names that the bodies of loops and branches read, those from outside among them."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    names = {name for body in bodies for inner in body.node for name in (*inner.input, *_read_inside(inner))}
+    return names | {port.name for body in bodies for port in body.output}
+
+
+def finished(
+    model: "onnx.ModelProto", shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]
+) -> "onnx.ModelProto":
+    """Return the model as it is written: an open batch, the outputs' true shapes, metadata.
+
+    Args:
+        model: As the gate ran it.
+        shapes: The shape that a row of each output was seen to have; others stay as they are.
+        metadata: Keys and values to add.
+    """
+    import onnx
+
+    done = onnx.ModelProto()
+    done.CopyFrom(model)
+    done.graph.name = "exported"  # converters make one up by chance: the same export gives the same bytes
+    for port in done.graph.input:
+        port.type.tensor_type.shape.dim[0].dim_param = BATCH
+    for port in done.graph.output:
+        if port.name in shapes:
+            _set_shape(port, (BATCH, *shapes[port.name]))
+    kept = {each.key: each.value for each in done.metadata_props}
+    onnx.helper.set_model_props(done, kept | dict(metadata))
+    opsets = sorted(done.opset_import, key=lambda opset: opset.domain)  # converters keep them in a set
+    _replace(done.opset_import, opsets)
+    return done
+
+
+def _set_shape(port: "onnx.ValueInfoProto", dims: Sequence[int | str]) -> None:
+    kind = port.type.tensor_type
+    del kind.shape.dim[:]
+    for dim in dims:
+        kind.shape.dim.add(**{"dim_param" if isinstance(dim, str) else "dim_value": dim})
+
+
+def as_bytes(model: "onnx.ModelProto") -> bytes:
+    """Return the bytes of a model, the same each time."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def opsets(model: "onnx.ModelProto") -> dict[str, int]:
+    """Return the versions of the operator sets that a model uses."""
+    return {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
+
+
+def chained(
+    first: "onnx.ModelProto", second: "onnx.ModelProto", kind: int | None = None
+) -> "onnx.ModelProto":
+    """Return a model that gives the one output of `first` to the one input of `second`.
+
+    Args:
+        first: One output.
+        second: One input.
+        kind: The type of ONNX that what passes between them is cast to, or None to leave it.
+    """
+    import onnx
+    from onnx import helper
+
+    inner = onnx.compose.add_prefix(second, _PREFIX, rename_outputs=False)
+    (between,) = first.graph.output
+    wide = only_input(second).name
+    ends = [between.name], [_PREFIX + wide]
+    glue = helper.make_node("Identity", *ends) if kind is None else helper.make_node("Cast", *ends, to=kind)
+    graph = helper.make_graph(
+        [*first.graph.node, glue, *inner.graph.node], "chained", first.graph.input, inner.graph.output,
+        [*first.graph.initializer, *inner.graph.initializer],
+    )  # fmt: skip
+    versions = {opset.domain: opset.version for each in (first, second) for opset in each.opset_import}
+    sets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    return helper.make_model(graph, opset_imports=sets, ir_version=max(first.ir_version, second.ir_version))
+
+
+def _replace(held: object, values: Sequence[object]) -> None:
+    """Give a repeated field of a protobuf other values."""
+    copies = list(values)
+    del held[:]  # type: ignore[attr-defined]
+    held.extend(copies)  # type: ignore[attr-defined]
+
+
+def thresholds(model: "onnx.ModelProto") -> list[float]:
+    """Return the values that the trees of a model compare with, each once."""
+    found: set[float] = set()
+    for node in model.graph.node:
+        if node.op_type.startswith("TreeEnsemble"):
+            found |= {value for value, mode in _splits(node) if mode != b"LEAF"}
+    return sorted(found)
+
+
+def _splits(node: "onnx.NodeProto") -> list[tuple[float, bytes]]:
+    from onnx import numpy_helper
+
+    attributes = {each.name: each for each in node.attribute}
+    if "nodes_values_as_tensor" in attributes:
+        values = numpy_helper.to_array(attributes["nodes_values_as_tensor"].t).tolist()
+    else:
+        values = list(attributes["nodes_values"].floats) if "nodes_values" in attributes else []
+    modes = attributes["nodes_modes"].strings if "nodes_modes" in attributes else []
+    return list(zip(values, modes, strict=False))
+
+
+def renamed(model: "onnx.ModelProto", old: str, new: str) -> "onnx.ModelProto":
+    """Return the model with another name for one output."""
+    import onnx
+
+    done = onnx.ModelProto()
+    done.CopyFrom(model)
+    if old != new:
+        done.graph.node.append(onnx.helper.make_node("Identity", [old], [new]))
+        for port in done.graph.output:
+            port.name = new if port.name == old else port.name
+    return done
+
+
+def inferred(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Return the model with the types of outputs that its operators have: converters declare some wrongly."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for port in bare.graph.output:
+        port.ClearField("type")
+    del bare.graph.value_info[:]
+    found = {port.name: port for port in onnx.shape_inference.infer_shapes(bare).graph.output}
+    for port in bare.graph.output:
+        known = found[port.name].type.tensor_type.elem_type
+        declared = next(each for each in model.graph.output if each.name == port.name)
+        port.CopyFrom(declared)
+        if known and declared.type.HasField("tensor_type"):
+            port.type.tensor_type.elem_type = known
+    return bare
