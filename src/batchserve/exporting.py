@@ -1,6 +1,7 @@
 """A trained model to an ONNX model that is proven to predict the same: converted, gated, written."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ def export(source: Source, path: Path, sample: pa.RecordBatch, terms: Terms) -> 
     rows = _columns_of(source, sample, terms.features)
     verdicts: list[Verdict] = []
     problems: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="batchserve-") as folder:
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder:
         for i, candidate in enumerate(source.candidates(gate.kinds(rows.schema))):
             try:
                 verdict = gate.judged(source, candidate, rows, Path(folder, f"{i}.onnx"), terms.tolerances)
@@ -172,7 +173,12 @@ def _check_place(path: Path, terms: Terms) -> None:
 
 
 def _why(error: Exception) -> str:
-    return error.message if isinstance(error, BatchserveError) else sources.reason(error)
+    """Say why a graph is none; the place of the trial's own file would tell nobody anything."""
+    said = error.message if isinstance(error, BatchserveError) else sources.reason(error)
+    return re.sub(rf"\S*/{_FOLDER}\S*?\.onnx(: )?", "", said)
+
+
+_FOLDER = "batchserve-export-"
 
 
 # -- columns ----------------------------------------------------------------------------------
@@ -243,13 +249,14 @@ def _refused(source: Source, verdicts: Sequence[Verdict], problems: Sequence[str
     """Say what was tried and why none of it will do."""
     if not verdicts:
         tried = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
-        return ModelError(f"{source.made_with}: cannot be converted\n{tried}", _OTHER_PARTS)
+        return ModelError(f"{source.made_with}: cannot be converted\n{tried}", source.instead or _OTHER_PARTS)
     failed = [(v.candidate.how, gap) for v in verdicts for gap in v.parity.gaps if not gap.passes]
     lines = [f"  {how}: {gap.output}: {gap}" for how, gap in failed]
     lines += [f"  {problem}" for problem in problems]
     lines += [f"  {shown}" for shown in _least_bad(verdicts).shown]
     message = f"{source.made_with}: no graph predicts as it does, nothing is written"
-    return ModelError("\n".join([message, *lines]), _DRIFT)
+    hint = f"{source.instead}. Or: {_DRIFT}" if source.instead else _DRIFT
+    return ModelError("\n".join([message, *lines]), hint)
 
 
 _OTHER_PARTS = "docs/export.md says what can be exported, and what to take instead"

@@ -73,7 +73,7 @@ def judged(
     graph = surgery.with_outputs(converted, tuple(known))
     if not graph.graph.output:
         names = ", ".join(port.name for port in converted.graph.output)
-        raise ModelError(f"of its outputs ({names}) the source gives none")
+        raise ModelError(f"the converter makes {names}, which the model itself does not predict")
     file.write_bytes(surgery.as_bytes(surgery.finished(graph, {}, features(candidate))))
     job = Job(model=str(file), keep=("none",), on_null=("nan",) if _has_nan(graph) else ())
     recipe = recipes.recipe_for(job, recipes.named_model(job), Look(rows.schema, rows))

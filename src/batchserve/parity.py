@@ -142,7 +142,7 @@ def _gap(
         problem = f"the source gives {_width(expected)} values per row, the graph {_width(values)}"
         return Gap(output=name, rows=rows, problem=problem), np.ones(rows)
     flat = expected.reshape(rows, -1), values.reshape(rows, -1)
-    if expected.dtype.kind in "OUSTiub" or values.dtype.kind in "OUST":
+    if name == "label" or expected.dtype.kind in "OUSTiub" or values.dtype.kind in "OUST":
         return _labels(name, *flat, ties)
     numbers = flat[0].astype(np.float64), flat[1].astype(np.float64)
     return _numbers(name, *numbers, source.sample_rows, tolerance)

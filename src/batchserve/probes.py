@@ -19,6 +19,8 @@ _BASES = 2
 _MOST_TIES = 2048
 """Of all columns together, and at least `_LEAST_TIES` of each."""
 _LEAST_TIES = 6
+_ZERO = 1e-30
+"""What is nearer to zero stands for it: LightGBM takes numbers up to 1e-35 for zero before it asks a tree."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def _ties(numbers: Tensor, thresholds: Sequence[float], most: int) -> Tensor:
     middles = (numbers[1:] + numbers[:-1]) / 2
     chosen = np.concatenate([_thinned(splits, most // 2), _thinned(middles, most // 6)]).astype(np.float32)
     below, above = np.nextafter(chosen, np.float32(-np.inf)), np.nextafter(chosen, np.float32(np.inf))
-    return np.unique(np.concatenate([chosen, below, above])).astype(np.float64)
+    every = np.concatenate([chosen, below, above]).astype(np.float64)
+    return np.unique(np.where(np.abs(every) < _ZERO, 0.0, every))
 
 
 def _thinned(values: Tensor, most: int) -> Tensor:

@@ -206,3 +206,68 @@ def inferred(model: "onnx.ModelProto") -> "onnx.ModelProto":
         if known and declared.type.HasField("tensor_type"):
             port.type.tensor_type.elem_type = known
     return bare
+
+
+def compare_exactly(
+    model: "onnx.ModelProto", known: Mapping[tuple[int, float], float], *, double: bool
+) -> None:
+    """Let trees that ask `x <= t` answer as they do in float64: converters round t to float32, also up.
+
+    Args:
+        model: One wide input of float32; it is changed.
+        known: Thresholds in float64, by feature and what float32 makes of them.
+        double: Whether the input becomes float64; else each threshold the greatest float32 below it,
+            which answers the same for every float32.
+    """
+    import onnx
+
+    for node in model.graph.node:
+        if node.op_type.startswith("TreeEnsemble"):
+            _set_thresholds(node, known, double=double)
+    if double:
+        only_input(model).type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        for opset in model.opset_import:
+            opset.version = 3 if opset.domain == "ai.onnx.ml" else opset.version
+
+
+def _set_thresholds(
+    node: "onnx.NodeProto", known: Mapping[tuple[int, float], float], *, double: bool
+) -> None:
+    import numpy as np
+
+    attributes = {each.name: each for each in node.attribute}
+    features = attributes["nodes_featureids"].ints
+    values = attributes["nodes_values"].floats
+    exact = [known.get(key, key[1]) for key in zip(features, values, strict=True)]
+    if double:
+        floats = [each for each in node.attribute if each.type == each.FLOATS]
+        tensors = [_as_tensor(each, exact if each.name == "nodes_values" else each.floats) for each in floats]
+        _replace(node.attribute, [*(each for each in node.attribute if each not in floats), *tensors])
+    else:
+        wanted = np.array(exact, np.float64)
+        nearest = wanted.astype(np.float32)
+        below = np.nextafter(nearest, np.float32(-np.inf))
+        values[:] = np.where(nearest > wanted, below, nearest).tolist()
+
+
+def _as_tensor(attribute: "onnx.AttributeProto", values: Sequence[float]) -> "onnx.AttributeProto":
+    """Return an attribute of floats as one of a float64 tensor, which opset 3 has."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    name = f"{attribute.name}_as_tensor"
+    return helper.make_attribute(name, numpy_helper.from_array(np.array(values, np.float64), name))
+
+
+def without_zipmap(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Return the model with the tensor of scores that a ZipMap would make maps of."""
+    import onnx
+
+    done = onnx.ModelProto()
+    done.CopyFrom(model)
+    for node in model.graph.node:
+        if node.op_type == "ZipMap":
+            _replace(done.graph.node, [each for each in done.graph.node if each.op_type != "ZipMap"])
+            (port,) = [each for each in done.graph.output if each.name == node.output[0]]
+            port.CopyFrom(onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, None))
+    return done

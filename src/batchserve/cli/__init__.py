@@ -294,7 +294,7 @@ def export(  # noqa: PLR0913, PLR0917  one parameter per flag
     tolerance: flags.Tolerance = None,
     accept_drift: flags.AcceptDrift = None,
     trust_pickle: flags.TrustPickle = None,
-    overwrite: flags.Overwrite = None,
+    overwrite: flags.Replace = None,
     debug: flags.Debug = None,
 ) -> None:
     """Convert a trained model to ONNX, and write that only if it predicts the same.

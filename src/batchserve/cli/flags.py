@@ -180,6 +180,7 @@ Tolerance = Annotated[
 AcceptDrift = Annotated[
     bool | None, option("--accept-drift", text="Write the model whatever the differences are.")
 ]
+Replace = Annotated[bool | None, option("--overwrite", text="Replace a file that is there.")]
 TrustPickle = Annotated[
     bool | None, option("--trust-pickle", text="Read a pickle: that runs the code in it.")
 ]

@@ -58,6 +58,11 @@ class Source(Protocol):
         """How many columns it takes, or None where it does not know."""
         ...
 
+    @property
+    def instead(self) -> str:
+        """What to train or say instead, where it is known that no graph will do; else nothing."""
+        ...
+
     def predict(self, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
         """Return what the source itself predicts, by the name of the graph's output.
 

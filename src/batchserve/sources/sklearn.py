@@ -51,6 +51,12 @@ class Estimator:
         """How many columns it was fitted on."""
         return getattr(self.model, "n_features_in_", None)
 
+    @property
+    def instead(self) -> str:
+        """Another estimator, where skl2onnx has no converter or gets this one wrong."""
+        parts = {type(each).__name__ for each in _parts(self.model)}
+        return "; ".join(text for name, text in _INSTEAD.items() if name in parts)
+
     def predict(self, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
         """Return label and scores of a classifier, the values of a regressor."""
         table = self._table(rows)
@@ -78,6 +84,21 @@ class Estimator:
                 yield Candidate(how, partial(convert, how))
         if len(getattr(self.model, "steps", ())) > 1:
             yield Candidate(_SPLIT, partial(_split, self.model, columns, wide=wide))
+
+
+_INSTEAD: dict[str, str] = {}
+"""By class: what to train instead."""
+
+
+def _parts(model: Any) -> Iterator[Any]:
+    """Give an estimator and all estimators that it is made of."""
+    yield model
+    for name in ("steps", "transformers_", "estimators"):
+        for entry in getattr(model, name, None) or ():
+            yield from _parts(entry[1] if isinstance(entry, tuple) else entry)
+    for name in ("estimator", "regressor", "final_estimator"):
+        if (inner := getattr(model, name, None)) is not None and hasattr(inner, "get_params"):
+            yield from _parts(inner)
 
 
 _SPLIT = "float64, its last step float32"
