@@ -23,7 +23,7 @@ from batchserve import exporting, parity, probes, sources, surgery
 from batchserve.exporting import Terms
 from batchserve.model import Tensor
 from batchserve.parity import Outputs
-from batchserve.sources import Candidate, Kind, Opening
+from batchserve.sources import Candidate, Opening
 from workbench import IRIS, run
 
 Predict = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -44,14 +44,14 @@ class Function:
     made_with: str = "a function"
     instead: str = ""
     features: tuple[str, ...] = ()
-    asked: list[Mapping[str, Kind]] = field(default_factory=list)
+    asked: list[pa.Schema] = field(default_factory=list)
 
     def predict(self, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
         frame = rows.to_pandas()
         return self.function({name: frame[name].to_numpy() for name in frame.columns})
 
-    def candidates(self, columns: Mapping[str, Kind]) -> Iterator[Candidate]:
-        self.asked.append(columns)
+    def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
+        self.asked.append(rows.schema)
         for i, graph in enumerate(self.graphs):
             yield Candidate(f"way {i}", lambda graph=graph: _made(graph), self.features)  # type: ignore[misc]
 
@@ -207,7 +207,7 @@ def test_the_first_graph_that_passes_is_written(tmp_path: Path) -> None:
     done = exporting.export(source, tmp_path / "m.onnx", SAMPLE, Terms())
 
     assert done.parity.computes_in == "way 2"
-    assert source.asked == [{"a": "float", "b": "float"}]
+    assert source.asked[0].names == ["a", "b"]
 
 
 def test_what_no_converter_can_do_is_told_with_each_reason(tmp_path: Path) -> None:

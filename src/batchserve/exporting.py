@@ -109,7 +109,7 @@ def export(source: Source, path: Path, sample: pa.RecordBatch, terms: Terms) -> 
     verdicts: list[Verdict] = []
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder:
-        for i, candidate in enumerate(source.candidates(gate.kinds(rows.schema))):
+        for i, candidate in enumerate(source.candidates(rows)):
             try:
                 verdict = gate.judged(source, candidate, rows, Path(folder, f"{i}.onnx"), terms.tolerances)
             except (DataError, UsageError):  # of the sample: no other graph would do better
@@ -195,7 +195,7 @@ def _columns_of(source: Source, sample: pa.RecordBatch, said: Sequence[str]) -> 
         message = f"the model takes {source.width} columns, {len(names)} are named: {', '.join(names)}"
         raise UsageError(message, "name them in order: --features A,B")
     rows = _plain(sample.select(list(names)))
-    raise_all([_no_kind(each) for each in rows.schema if each.name not in gate.kinds(rows.schema)])
+    raise_all([_no_kind(each) for each in rows.schema if each.name not in sources.kinds(rows.schema)])
     return rows
 
 

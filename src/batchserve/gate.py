@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from batchserve import codec, parity, probes, recipes, scoring, sources, surgery
-from batchserve.binding import is_text
 from batchserve.config import Job
 from batchserve.errors import DataError, ModelError, UsageError
 from batchserve.inputs import Look
@@ -18,7 +17,7 @@ from batchserve.model import FEATURES_KEY, Tensor
 from batchserve.parity import Outputs, Parity
 from batchserve.probes import Probe
 from batchserve.scoring import Recipe
-from batchserve.sources import Candidate, Kind, Source
+from batchserve.sources import Candidate, Source
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,6 @@ class Verdict:
     parity: Parity
     shapes: Mapping[str, tuple[int, ...]]
     shown: tuple[str, ...]
-
-
-def _kind(kind: pa.DataType) -> Kind | None:
-    if is_text(kind):
-        return "text"
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return "integer"
-    if pa.types.is_floating(kind) or pa.types.is_null(kind):
-        return "float"
-    return "list" if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) else None
-
-
-def kinds(schema: pa.Schema) -> dict[str, Kind]:
-    """Return what each column holds, for a converter."""
-    return {each.name: kind for each in schema if (kind := _kind(each.type))}
 
 
 def judged(
@@ -89,7 +73,7 @@ def judged(
     record = Parity(
         made_with=source.made_with, computes_in=candidate.how, sample_rows=rows.num_rows, added_rows=counts,
         not_scored=left_out + more, refused=refused, gaps=tuple(gap for gap, _ in gaps.values()),
-        takes_nan=_takes_nan(graph, refused, rows.schema),
+        takes_nan=_takes_nan(graph, refused, rows.schema) and all(gap.passes for gap, _ in gaps.values()),
     )  # fmt: skip
     shapes = _shapes(rows, recipe)
     shown = tuple(_told(row, every, *outputs) for row in parity.worst_rows(gaps))
@@ -111,8 +95,8 @@ _WITH_NAN = {1, 8, 10, 11}
 
 
 def _takes_nan(graph: Any, refused: Mapping[str, Sequence[str]], schema: pa.Schema) -> bool:
-    """Whether source and graph agreed on NaN in every column of numbers, of which there is one at least."""
-    numbers = [name for name, kind in kinds(schema).items() if kind != "text"]
+    """Whether source and graph both take NaN in every column of numbers, of which there is one at least."""
+    numbers = [name for name, kind in sources.kinds(schema).items() if kind != "text"]
     return bool(numbers) and "nan" not in refused and _has_nan(graph)
 
 

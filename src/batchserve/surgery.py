@@ -92,6 +92,7 @@ def finished(
     done = onnx.ModelProto()
     done.CopyFrom(model)
     done.graph.name = "exported"  # converters make one up by chance: the same export gives the same bytes
+    _forget(done)
     for port in done.graph.input:
         port.type.tensor_type.shape.dim[0].dim_param = BATCH
     for port in done.graph.output:
@@ -102,6 +103,15 @@ def finished(
     opsets = sorted(done.opset_import, key=lambda opset: opset.domain)  # converters keep them in a set
     _replace(done.opset_import, opsets)
     return done
+
+
+def _forget(model: "onnx.ModelProto") -> None:
+    """Drop what converters note of how they made it: paths and lines of code of this machine among it."""
+    graph = model.graph
+    for each in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        each.ClearField("doc_string")
+        each.ClearField("metadata_props")
+    del graph.value_info[:]
 
 
 def _set_shape(port: "onnx.ValueInfoProto", dims: Sequence[int | str]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
+from batchserve.binding import is_text
 from batchserve.errors import ModelError, NotFoundError, UsageError
 from batchserve.model import Tensor
 
@@ -71,8 +72,12 @@ class Source(Protocol):
         """
         ...
 
-    def candidates(self, columns: Mapping[str, Kind]) -> Iterator[Candidate]:
-        """Give graphs of it, the one to be preferred first."""
+    def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
+        """Give graphs of it, the one to be preferred first.
+
+        Args:
+            rows: Some rows, of its columns in their order.
+        """
         ...
 
 
@@ -155,6 +160,21 @@ _PICKLE = (
     "if you made it, or trust who did: --trust-pickle. Files without code: LightGBM's .txt, XGBoost's .json, "
     "torch.export's .pt2, or weights by safetensors (--weights)"
 )
+
+
+def _kind(kind: pa.DataType) -> Kind | None:
+    if is_text(kind):
+        return "text"
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "integer"
+    if pa.types.is_floating(kind) or pa.types.is_null(kind):
+        return "float"
+    return "list" if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) else None
+
+
+def kinds(schema: pa.Schema) -> dict[str, Kind]:
+    """Return what each column holds, for a converter."""
+    return {each.name: kind for each in schema if (kind := _kind(each.type))}
 
 
 def _module(name: str) -> Any:

@@ -1,7 +1,7 @@
 """scikit-learn estimators and pipelines, by skl2onnx."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchserve import surgery
 from batchserve.model import Tensor
-from batchserve.sources import OPSETS, Candidate, Kind, frame, library, matrix, title, versions
+from batchserve.sources import OPSETS, Candidate, Kind, frame, kinds, library, matrix, title, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -70,16 +70,17 @@ class Estimator:
         texts = any(not pa.types.is_floating(f.type) and not pa.types.is_integer(f.type) for f in rows.schema)
         return frame(rows).to_numpy(object) if texts else matrix(rows)
 
-    def candidates(self, columns: Columns) -> Iterator[Candidate]:
+    def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give graphs in float32, with integers as they are, in float64, and float64 up to the last step."""
+        columns = kinds(rows.schema)
         wide = "text" not in columns.values() and not _selects(self.model)
         convert = partial(_wide if wide else _named, self.model, columns)
-        kinds = (
+        ways = (
             ("float32", "float64")
             if wide
             else ("float32", "float32 and int64", "float64", "float64 and int64")
         )
-        for how in kinds:
+        for how in ways:
             if "int64" not in how or "integer" in columns.values():
                 yield Candidate(how, partial(convert, how))
         if len(getattr(self.model, "steps", ())) > 1:
@@ -197,11 +198,16 @@ def _renamed(graph: "onnx.ModelProto", model: Any) -> "onnx.ModelProto":
 
 def _own_converters() -> dict[type, Converter]:
     """Return converters by class: skl2onnx's with what they get wrong put right."""
-    from sklearn import ensemble
+    from sklearn import ensemble, tree
     from sklearn.impute import SimpleImputer
 
-    trees = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
-    return {SimpleImputer: _imputer} | dict.fromkeys(trees, _boosted)
+    boosted = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
+    trees = (
+        tree.DecisionTreeClassifier, tree.DecisionTreeRegressor, tree.ExtraTreeClassifier,
+        tree.ExtraTreeRegressor, ensemble.RandomForestClassifier, ensemble.RandomForestRegressor,
+        ensemble.ExtraTreesClassifier, ensemble.ExtraTreesRegressor,
+    )  # fmt: skip
+    return {SimpleImputer: _imputer} | dict.fromkeys(boosted, _boosted) | dict.fromkeys(trees, _trees)
 
 
 def _boosted(scope: Any, operator: Any, container: Any) -> None:
@@ -211,21 +217,42 @@ def _boosted(scope: Any, operator: Any, container: Any) -> None:
     get_converter(operator.type)(scope, operator, _Plain(container))
 
 
-class _Plain:
-    """skl2onnx's container, with the attributes of trees as onnx wants them."""
+def _trees(scope: Any, operator: Any, container: Any) -> None:
+    """Convert trees with the way that NaN goes: skl2onnx sends it right at every split."""
+    from skl2onnx.common._registration import get_converter
 
-    def __init__(self, container: Any) -> None:
-        self._container = container
+    model = operator.raw_operator
+    members = model.estimators_ if hasattr(model, "estimators_") else [model]
+    ways = [each.tree_.missing_go_to_left for each in members]
+    get_converter(operator.type)(scope, operator, _Plain(container, ways))
+
+
+class _Plain:
+    """skl2onnx's container, with the attributes of trees as onnx wants them.
+
+    Args:
+        container: Of skl2onnx.
+        ways: Whether NaN goes left, by tree and node; None where the converter knows.
+    """
+
+    def __init__(self, container: Any, ways: Sequence[Tensor] | None = None) -> None:
+        self._container, self._ways = container, ways
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._container, name)
 
     def add_node(self, *args: Any, **attributes: Any) -> None:
         """Add a node; numpy's numbers become Python's, and float64 lists tensors, which keep all digits."""
+        if self._ways is not None and _MISSING in attributes:
+            places = zip(attributes["nodes_treeids"], attributes["nodes_nodeids"], strict=True)
+            attributes[_MISSING] = [int(self._ways[tree][node]) for tree, node in places]
         plain = dict(_plain(name, value) for name, value in attributes.items())
         if any(name.endswith("_as_tensor") for name in plain):
             plain["op_version"] = OPSETS["ai.onnx.ml"]
         self._container.add_node(*args, **plain)
+
+
+_MISSING = "nodes_missing_value_tracks_true"
 
 
 def _plain(name: str, value: Any) -> tuple[str, Any]:

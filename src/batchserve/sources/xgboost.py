@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchserve import surgery
 from batchserve.errors import ModelError
 from batchserve.model import Tensor
-from batchserve.sources import OPSETS, Candidate, Kind, library, matrix, reason, title, versions
+from batchserve.sources import OPSETS, Candidate, library, matrix, reason, title, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -115,12 +115,12 @@ class Boosted:
             return {"label": values.argmax(axis=1), "probabilities": values}
         return {"label" if self.objective == "multi:softmax" else "variable": values}
 
-    def candidates(self, columns: Mapping[str, Kind]) -> Iterator[Candidate]:
+    def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give a graph in float32: XGBoost computes in that."""
-        yield Candidate("float32", partial(self._graph, columns))
+        yield Candidate("float32", partial(self._graph, tuple(rows.schema.names)))
 
-    def _graph(self, columns: Mapping[str, Kind]) -> "onnx.ModelProto":
-        return surgery.column_inputs(surgery.inferred(self._converted(len(columns))), tuple(columns))
+    def _graph(self, columns: tuple[str, ...]) -> "onnx.ModelProto":
+        return surgery.column_inputs(surgery.inferred(self._converted(len(columns))), columns)
 
     def _converted(self, width: int) -> "onnx.ModelProto":
         """Convert under the names f0, f1 ...: the converter takes no others."""
