@@ -141,6 +141,7 @@ SMALL = {"PoissonRegressor", "GammaRegressor", "TweedieRegressor"}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "CCA": {"n_components": 1}, "PLSCanonical": {"n_components": 1}, "PLSRegression": {"n_components": 2},
     "RadiusNeighborsClassifier": {"radius": 50.0}, "RadiusNeighborsRegressor": {"radius": 50.0},
+    "VotingClassifier": {"flatten_transform": False}, "QuadraticDiscriminantAnalysis": {"reg_param": 0.1},
     "MLPClassifier": {"max_iter": 50}, "MLPRegressor": {"max_iter": 50},
 }  # fmt: skip
 
@@ -283,10 +284,67 @@ def _xgb(objective: str, frame: pd.DataFrame, label: Any) -> Any:
     return xgb.train(options, data, 20)
 
 
+def catboost() -> Iterator[tuple[str, Found]]:
+    """Export CatBoost's estimators; some values are missing."""
+    import catboost as cat
+
+    frame = mixed()[NUMBERS]
+    made = (
+        ("CatBoostRegressor", cat.CatBoostRegressor, values()),
+        ("CatBoostClassifier, 2 classes", cat.CatBoostClassifier, classes(2)),
+        ("CatBoostClassifier, 3 classes", cat.CatBoostClassifier, classes(3)),
+        ("CatBoostRegressor, Quantile", partial(cat.CatBoostRegressor, loss_function="Quantile"), values()),
+    )
+    for name, cls, label in made:
+        model = cls(iterations=20, verbose=0, thread_count=2, allow_writing_files=False)
+        yield name, tried(partial(model.fit, frame, label), frame)
+    rows = frame.assign(d=frame["d"].astype(str))
+    model = cat.CatBoostRegressor(iterations=5, verbose=0, cat_features=["d"], allow_writing_files=False)
+    yield "CatBoostRegressor, categories", tried(lambda: model.fit(rows, values()), rows)
+
+
+# -- torch --------------------------------------------------------------------------------------
+
+
+def torch() -> Iterator[tuple[str, Found]]:
+    """Export modules of torch: of columns of numbers, and of one column of lists."""
+    import nets
+    import torch as library
+    from torch import nn
+
+    library.manual_seed(0)
+    rng = np.random.default_rng(3)
+    steps = pd.DataFrame({"steps": list(rng.normal(size=(ROWS, 24)).astype(np.float32))})
+    tokens = pd.DataFrame({"tokens": list(rng.integers(0, 50, (ROWS, 12)))})
+    narrow = {
+        "linear regression": nn.Linear(4, 1),
+        "perceptron, ReLU": nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)),
+        "LayerNorm, GELU, softmax": nn.Sequential(
+            nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3), nn.Softmax(1)
+        ),
+        "BatchNorm, dropout, sigmoid": nn.Sequential(
+            nn.BatchNorm1d(4), nn.Linear(4, 6), nn.Dropout(), nn.Sigmoid(), nn.Linear(6, 1), nn.Flatten(0)
+        ),
+        "SiLU, RMSNorm": nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.RMSNorm(4), nn.Linear(4, 2)),
+        "two outputs": nets.Two(),
+        "mean of the batch": nets.Mixer(),
+    }
+    for name, module in narrow.items():
+        yield name, tried(lambda module=module: module, numbers())  # type: ignore[misc]
+    for name, module in {
+        "LSTM": nets.Recurrent(),
+        "transformer layer": nets.Attention(),
+        "convolution": nets.image(),
+    }.items():
+        yield f"{name}, a column of lists", tried(lambda module=module: module, steps)  # type: ignore[misc]
+    yield "embedding, a column of lists", tried(nets.Words, tokens)
+
+
 # -- tables -------------------------------------------------------------------------------------
 
 PARTS: Mapping[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
-    "sklearn": estimators, "lightgbm": lightgbm, "xgboost": xgboost,
+    "sklearn": estimators, "lightgbm": lightgbm, "xgboost": xgboost, "catboost": catboost,
+    "torch": torch,
 }  # fmt: skip
 HEADS = {"sklearn": ("estimator", "plain", "behind a ColumnTransformer")}
 

@@ -1,7 +1,11 @@
 """ONNX graphs made ready to be scored: inputs per column, outputs, batch, metadata. `onnx` alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchserve.model import Tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +37,7 @@ def column_inputs(model: "onnx.ModelProto", columns: Sequence[str]) -> "onnx.Mod
     return hidden
 
 
-_PREFIX = "batchserve/"
+_PREFIX, _FIRST = "batchserve/", "batchserve/first/"
 
 
 def only_input(model: "onnx.ModelProto") -> "onnx.ValueInfoProto":
@@ -144,6 +148,7 @@ def chained(
     import onnx
     from onnx import helper
 
+    first = onnx.compose.add_prefix(first, _FIRST, rename_inputs=False)
     inner = onnx.compose.add_prefix(second, _PREFIX, rename_outputs=False)
     (between,) = first.graph.output
     wide = only_input(second).name
@@ -156,6 +161,15 @@ def chained(
     versions = {opset.domain: opset.version for each in (first, second) for opset in each.opset_import}
     sets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     return helper.make_model(graph, opset_imports=sets, ir_version=max(first.ir_version, second.ir_version))
+
+
+def _tree_scores(model: "onnx.ModelProto") -> Iterator["onnx.ValueInfoProto"]:
+    """Give the scores of trees, float32 whatever goes in: onnx does not infer them."""
+    from onnx import TensorProto, helper
+
+    for node in model.graph.node:
+        if node.op_type in {"TreeEnsembleClassifier", "TreeEnsembleRegressor"}:
+            yield helper.make_tensor_value_info(node.output[-1], TensorProto.FLOAT, None)
 
 
 def _replace(held: object, values: Sequence[object]) -> None:
@@ -186,10 +200,27 @@ def _splits(node: "onnx.NodeProto") -> list[tuple[float, bytes]]:
     return list(zip(values, modes, strict=False))
 
 
+def flattened(model: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
+    """Return the model with one output in one dimension."""
+    import onnx
+
+    done = onnx.compose.add_prefix(model, _FIRST, rename_inputs=False)
+    done.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1]), f"{_PREFIX}flat"))
+    for port, old in zip(done.graph.output, model.graph.output, strict=True):
+        ends = ([port.name, f"{_PREFIX}flat"] if old.name == name else [port.name]), [old.name]
+        done.graph.node.append(onnx.helper.make_node("Reshape" if old.name == name else "Identity", *ends))
+        port.name = old.name
+        if old.name == name:
+            _set_shape(port, [BATCH])
+    return done
+
+
 def renamed(model: "onnx.ModelProto", old: str, new: str) -> "onnx.ModelProto":
     """Return the model with another name for one output."""
     import onnx
 
+    if old != new and any(new in node.output for node in model.graph.node):
+        model = onnx.compose.add_prefix(model, _FIRST, rename_inputs=False, rename_outputs=False)
     done = onnx.ModelProto()
     done.CopyFrom(model)
     if old != new:
@@ -207,8 +238,11 @@ def inferred(model: "onnx.ModelProto") -> "onnx.ModelProto":
     bare.CopyFrom(model)
     for port in bare.graph.output:
         port.ClearField("type")
-    del bare.graph.value_info[:]
+    scores = list(_tree_scores(bare))
+    _replace(bare.graph.value_info, scores)
     found = {port.name: port for port in onnx.shape_inference.infer_shapes(bare).graph.output}
+    found |= {port.name: port for port in scores}
+    del bare.graph.value_info[:]
     for port in bare.graph.output:
         known = found[port.name].type.tensor_type.elem_type
         declared = next(each for each in model.graph.output if each.name == port.name)
@@ -243,8 +277,6 @@ def compare_exactly(
 def _set_thresholds(
     node: "onnx.NodeProto", known: Mapping[tuple[int, float], float], *, double: bool
 ) -> None:
-    import numpy as np
-
     attributes = {each.name: each for each in node.attribute}
     features = attributes["nodes_featureids"].ints
     values = attributes["nodes_values"].floats
@@ -254,15 +286,23 @@ def _set_thresholds(
         tensors = [_as_tensor(each, exact if each.name == "nodes_values" else each.floats) for each in floats]
         _replace(node.attribute, [*(each for each in node.attribute if each not in floats), *tensors])
     else:
-        wanted = np.array(exact, np.float64)
-        nearest = wanted.astype(np.float32)
-        below = np.nextafter(nearest, np.float32(-np.inf))
-        values[:] = np.where(nearest > wanted, below, nearest).tolist()
+        values[:] = float32_below(exact).tolist()
+
+
+def float32_below(values: Sequence[float]) -> Tensor:
+    """Return the greatest float32 up to each value: `x <= t` is the same for every float32 x.
+
+    Example:
+        >>> float(float32_below([0.7])[0]) <= 0.7 < float(np.float32(0.7)) + 1e-9
+        True
+    """
+    wanted = np.array(values, np.float64)
+    nearest = wanted.astype(np.float32)
+    return np.where(nearest > wanted, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def _as_tensor(attribute: "onnx.AttributeProto", values: Sequence[float]) -> "onnx.AttributeProto":
     """Return an attribute of floats as one of a float64 tensor, which opset 3 has."""
-    import numpy as np
     from onnx import helper, numpy_helper
 
     name = f"{attribute.name}_as_tensor"

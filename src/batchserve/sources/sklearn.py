@@ -1,5 +1,6 @@
 """scikit-learn estimators and pipelines, by skl2onnx."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from batchserve import surgery
+from batchserve.errors import ModelError
 from batchserve.model import Tensor
-from batchserve.sources import OPSETS, Candidate, Kind, frame, kinds, library, matrix, title, versions
+from batchserve.sources import OPSETS, Candidate, Kind, frame, kinds, library, matrix, reason, title, versions
 
 if TYPE_CHECKING:
     import onnx
 
 Columns = Mapping[str, Kind]
 Converter = Callable[[Any, Any, Any], None]
+Attributes = dict[str, Any]
 
 
 def of_object(model: Any) -> "Estimator":
@@ -71,23 +74,38 @@ class Estimator:
         return frame(rows).to_numpy(object) if texts else matrix(rows)
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
-        """Give graphs in float32, with integers as they are, in float64, and float64 up to the last step."""
+        """Give graphs in float32, in float64, in that up to the last step, and with integers as they are."""
         columns = kinds(rows.schema)
         wide = "text" not in columns.values() and not _selects(self.model)
         convert = partial(_wide if wide else _named, self.model, columns)
-        ways = (
-            ("float32", "float64")
-            if wide
-            else ("float32", "float32 and int64", "float64", "float64 and int64")
-        )
-        for how in ways:
-            if "int64" not in how or "integer" in columns.values():
-                yield Candidate(how, partial(convert, how))
+        for how in ("float32", "float64"):
+            yield Candidate(how, partial(convert, how))
         if len(getattr(self.model, "steps", ())) > 1:
             yield Candidate(_SPLIT, partial(_split, self.model, columns, wide=wide))
+        if not wide and "integer" in columns.values():  # last: an integer has no NaN for a null
+            for how in ("float32 and int64", "float64 and int64"):
+                yield Candidate(how, partial(convert, how))
 
 
-_INSTEAD: dict[str, str] = {}
+_INSTEAD = {
+    "VotingClassifier": "say VotingClassifier(flatten_transform=False)",
+    "TransformedTargetRegressor": "export its .regressor_ and transform the scores back afterwards",
+    "SelfTrainingClassifier": "export its .estimator_",
+    "FixedThresholdClassifier": "export its .estimator_ and hold its probabilities to the threshold",
+    "TunedThresholdClassifierCV": "export its .estimator_ and hold its probabilities to the threshold",
+    "ClassifierChain": "export each of its .estimators_, or train a MultiOutputClassifier",
+    "RegressorChain": "export each of its .estimators_, or train a MultiOutputRegressor",
+    "GaussianProcessClassifier": "train an SVC or a LogisticRegression on Nystroem features",
+    "KNeighborsRegressor": "train a HistGradientBoostingRegressor",
+    "KernelRidge": "train an SVR, or a Ridge on Nystroem features",
+    "NearestCentroid": "train a LinearDiscriminantAnalysis",
+    "LabelPropagation": "train a KNeighborsClassifier on the labels that it found",
+    "LabelSpreading": "train a KNeighborsClassifier on the labels that it found",
+    "OutputCodeClassifier": "train a OneVsRestClassifier",
+    "CCA": "train a PLSRegression",
+    "PLSCanonical": "train a PLSRegression",
+    "IsotonicRegression": "train a HistGradientBoostingRegressor with monotonic_cst",
+}
 """By class: what to train instead."""
 
 
@@ -171,6 +189,7 @@ def _types(how: str) -> dict[Kind, Any]:
 
 def _converted(model: Any, inputs: list[tuple[str, Any]]) -> "onnx.ModelProto":
     from skl2onnx import convert_sklearn
+    from skl2onnx.common.exceptions import MissingShapeCalculator
 
     convert = partial(
         convert_sklearn, model, initial_types=inputs, target_opset=OPSETS,
@@ -181,8 +200,25 @@ def _converted(model: Any, inputs: list[tuple[str, Any]]) -> "onnx.ModelProto":
         try:
             graph = convert(options={"zipmap": False} if hasattr(model, "classes_") else None)
         except NameError:  # this classifier's converter has no such option, and makes no ZipMap
-            graph = convert()
-    return surgery.inferred(_renamed(graph, model))
+            graph = convert(options={id(_last(model)): {"nocl": False}})
+        except MissingShapeCalculator as error:
+            raise ModelError(f"skl2onnx has no converter for {_missing(error)}") from error
+    graph = _renamed(graph, model)
+    for port in graph.graph.output:
+        if port.name == "label" and port.type.tensor_type.shape.dim[0].dim_value == 1:
+            graph = surgery.flattened(graph, "label")  # [1, rows], as QuadraticDiscriminantAnalysis has it
+    return surgery.inferred(graph)
+
+
+def _last(model: Any) -> Any:
+    """Return the last step of a pipeline, or the estimator itself."""
+    return model.steps[-1][1] if hasattr(model, "steps") else model
+
+
+def _missing(error: Exception) -> str:
+    """Return the class that an error of skl2onnx names."""
+    found = re.search(r"type '<class '([\w.]+)'>'", str(error))
+    return found[1].rpartition(".")[2] if found else reason(error)
 
 
 def _renamed(graph: "onnx.ModelProto", model: Any) -> "onnx.ModelProto":
@@ -211,10 +247,30 @@ def _own_converters() -> dict[type, Converter]:
 
 
 def _boosted(scope: Any, operator: Any, container: Any) -> None:
-    """Convert histogram boosting: skl2onnx hands numpy's numbers to onnx, which wants Python's."""
+    """Convert histogram boosting with thresholds that answer as its own do: skl2onnx rounds them."""
     from skl2onnx.common._registration import get_converter
+    from skl2onnx.common.data_types import DoubleTensorType
 
-    get_converter(operator.type)(scope, operator, _Plain(container))
+    trees = [tree.nodes for trees in operator.raw_operator._predictors for tree in trees]  # noqa: SLF001  nowhere else
+    splits = [(int(node["feature_idx"]), float(node["num_threshold"])) for nodes in trees for node in nodes]
+    known = {(feature, float(np.float32(value))): value for feature, value in splits}
+    double = isinstance(operator.inputs[0].type, DoubleTensorType)
+    amended = partial(_with_thresholds, known, double=double)
+    get_converter(operator.type)(scope, operator, _Plain(container, amended))
+
+
+def _with_thresholds(
+    known: Mapping[tuple[int, float], float], attributes: Attributes, *, double: bool
+) -> Attributes:
+    places = zip(attributes["nodes_featureids"], attributes["nodes_values"], strict=True)
+    values = [known.get((feature, float(np.float32(value))), float(value)) for feature, value in places]
+    if not double:
+        return {"nodes_values": surgery.float32_below(values).tolist()}
+    floats = {name: np.asarray(attributes[name], np.float64) for name in _FLOATS if name in attributes}
+    return floats | {"nodes_values": np.array(values, np.float64)}
+
+
+_FLOATS = ("nodes_hitrates", "base_values", "class_weights", "target_weights")
 
 
 def _trees(scope: Any, operator: Any, container: Any) -> None:
@@ -224,35 +280,36 @@ def _trees(scope: Any, operator: Any, container: Any) -> None:
     model = operator.raw_operator
     members = model.estimators_ if hasattr(model, "estimators_") else [model]
     ways = [each.tree_.missing_go_to_left for each in members]
-    get_converter(operator.type)(scope, operator, _Plain(container, ways))
+    get_converter(operator.type)(scope, operator, _Plain(container, partial(_with_ways, ways)))
+
+
+def _with_ways(ways: Sequence[Tensor], attributes: Attributes) -> Attributes:
+    places = zip(attributes["nodes_treeids"], attributes["nodes_nodeids"], strict=True)
+    return {"nodes_missing_value_tracks_true": [int(ways[tree][node]) for tree, node in places]}
 
 
 class _Plain:
-    """skl2onnx's container, with the attributes of trees as onnx wants them.
+    """skl2onnx's container, with the attributes of trees as they should be and as onnx wants them.
 
     Args:
         container: Of skl2onnx.
-        ways: Whether NaN goes left, by tree and node; None where the converter knows.
+        amended: Returns those attributes of a tree node that should be other.
     """
 
-    def __init__(self, container: Any, ways: Sequence[Tensor] | None = None) -> None:
-        self._container, self._ways = container, ways
+    def __init__(self, container: Any, amended: Callable[[Attributes], Attributes]) -> None:
+        self._container, self._amended = container, amended
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._container, name)
 
     def add_node(self, *args: Any, **attributes: Any) -> None:
         """Add a node; numpy's numbers become Python's, and float64 lists tensors, which keep all digits."""
-        if self._ways is not None and _MISSING in attributes:
-            places = zip(attributes["nodes_treeids"], attributes["nodes_nodeids"], strict=True)
-            attributes[_MISSING] = [int(self._ways[tree][node]) for tree, node in places]
+        if "nodes_values" in attributes:
+            attributes |= self._amended(attributes)
         plain = dict(_plain(name, value) for name, value in attributes.items())
         if any(name.endswith("_as_tensor") for name in plain):
             plain["op_version"] = OPSETS["ai.onnx.ml"]
         self._container.add_node(*args, **plain)
-
-
-_MISSING = "nodes_missing_value_tracks_true"
 
 
 def _plain(name: str, value: Any) -> tuple[str, Any]:
