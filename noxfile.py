@@ -33,9 +33,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests that need scikit-learn and its converter, or onnxruntime-extensions."""
+    """Run the tests that need what trains models and its converters, or onnxruntime-extensions."""
     _install(session, "test")
     session.install("scikit-learn==1.9.1", "skl2onnx==1.20.0", "onnxruntime-extensions==0.15.2")
+    # xgboost-cpu is xgboost without CUDA's libraries, which are half a gigabyte.
+    session.install("lightgbm==4.7.0", "xgboost-cpu==3.2.0", "onnxmltools==1.16.0")
     session.run("pytest", "tests_extras", "-q", *session.posargs)
 
 

@@ -142,6 +142,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "CCA": {"n_components": 1}, "PLSCanonical": {"n_components": 1}, "PLSRegression": {"n_components": 2},
     "RadiusNeighborsClassifier": {"radius": 50.0}, "RadiusNeighborsRegressor": {"radius": 50.0},
     "VotingClassifier": {"flatten_transform": False}, "QuadraticDiscriminantAnalysis": {"reg_param": 0.1},
+    "HistGradientBoostingClassifier": {"max_iter": 10}, "HistGradientBoostingRegressor": {"max_iter": 10},
     "MLPClassifier": {"max_iter": 50}, "MLPRegressor": {"max_iter": 50},
 }  # fmt: skip
 
@@ -362,7 +363,8 @@ def main(wanted: list[str]) -> int:
             found += cells
         passed = sum(each.passed for each in found)
         wrong = sum(each.word in {"WRONG", "BUG"} for each in found)
-        print(f"\n{part}: {passed} pass, {len(found) - passed} do not, {wrong} of them wrong\n", flush=True)
+        counts = f"{passed} pass the gate, {len(found) - passed} do not; {wrong} are wrong"
+        print(f"\n{part}, {sources.versions(part)}: {counts}.\n", flush=True)
         bad += wrong
     return int(bad > 0)
 

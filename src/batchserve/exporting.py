@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,8 @@ def export(source: Source, path: Path, sample: pa.RecordBatch, terms: Terms) -> 
     rows = _columns_of(source, sample, terms.features)
     verdicts: list[Verdict] = []
     problems: list[str] = []
-    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder:
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries warn of what the gate measures
         for i, candidate in enumerate(source.candidates(rows)):
             try:
                 verdict = gate.judged(source, candidate, rows, Path(folder, f"{i}.onnx"), terms.tolerances)

@@ -293,7 +293,7 @@ def float32_below(values: Sequence[float]) -> Tensor:
     """Return the greatest float32 up to each value: `x <= t` is the same for every float32 x.
 
     Example:
-        >>> float(float32_below([0.7])[0]) <= 0.7 < float(np.float32(0.7)) + 1e-9
+        >>> float(float32_below([0.1])[0]) < 0.1 < float(np.float32(0.1))
         True
     """
     wanted = np.array(values, np.float64)

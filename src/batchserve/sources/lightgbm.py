@@ -29,7 +29,7 @@ def of_file(path: Path) -> "Boosted":
     """
     lightgbm = library("lightgbm", "lightgbm")
     try:
-        booster = lightgbm.Booster(model_file=str(path), params={"verbosity": -1})
+        booster = lightgbm.Booster(model_file=str(path))
     except lightgbm.basic.LightGBMError as error:
         raise ModelError(f"{path}: is no model of LightGBM ({reason(error)})", _TEXT) from error
     return of_object(booster)

@@ -39,7 +39,7 @@ def of_object(model: Any) -> "Boosted":
     """Open a booster or a fitted estimator of XGBoost.
 
     Raises:
-        ModelError: onnxmltools is not installed, or it splits at categories, or is no sum of trees.
+        ModelError: onnxmltools is not installed, or it splits at categories.
     """
     library("xgboost", "xgboost")
     library("onnxmltools", "xgboost")
@@ -47,17 +47,15 @@ def of_object(model: Any) -> "Boosted":
     if "c" in (booster.feature_types or []):
         raise ModelError(f"{title(model)}: splits at categories", _CATEGORIES)
     learner = json.loads(booster.save_config())["learner"]
-    kind = learner["gradient_booster"]["name"]
-    if kind != "gbtree":
-        message = f"{title(model)}: booster {kind} has no converter that is right"
-        raise ModelError(message, "train with booster='gbtree'; for gblinear a linear model of scikit-learn")
-    return Boosted(model, booster, learner["objective"]["name"])
+    return Boosted(model, booster, learner["objective"]["name"], learner["gradient_booster"]["name"])
 
 
 _CATEGORIES = "converters are wrong about them: train on one-hot columns, in a pipeline with OneHotEncoder"
 
 
 _INSTEAD = {
+    "gblinear": "train a linear model of scikit-learn",
+    "dart": "train with booster gbtree",
     "reg:logistic": "train with objective binary:logistic",
     "binary:logitraw": "train with objective binary:logistic",
     "rank": "rank with LightGBM's lambdarank, or train with objective reg:squarederror",
@@ -72,6 +70,8 @@ class Boosted:
     model: Any
     booster: Any
     objective: str
+    kind: str
+    """Of what it is a sum: gbtree, dart, gblinear."""
 
     @property
     def made_with(self) -> str:
@@ -91,8 +91,9 @@ class Boosted:
 
     @property
     def instead(self) -> str:
-        """Another objective, where onnxmltools gets this one wrong."""
-        return _INSTEAD.get(self.objective.partition(":")[0], _INSTEAD.get(self.objective, ""))
+        """Another objective or booster, where onnxmltools gets this one wrong."""
+        keys = (self.kind, self.objective, self.objective.partition(":")[0])
+        return next((_INSTEAD[key] for key in keys if key in _INSTEAD), "")
 
     def predict(self, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
         """Return label and probabilities of a classifier, else the values."""
