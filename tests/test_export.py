@@ -335,12 +335,12 @@ def test_the_same_export_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
 
 
+# -- what is refused before anything is converted -----------------------------------------------
+
+
 def no_such_column(columns: dict[str, Tensor]) -> Mapping[str, Tensor]:
     """Fail as a model does that was trained on other columns."""
     return {"variable": columns["z"]}
-
-
-# -- what is refused before anything is converted -----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def no_such_column(columns: dict[str, Tensor]) -> Mapping[str, Tensor]:
         (Function(line, [linear()], names=(), width=2), Terms(), "does not know their names"),
         (Function(line, [linear()], names=(), width=3), Terms(features=("a", "b")), "takes 3 columns, 2 are"),
         (
-            Function(lambda columns: {"variable": columns["z"]}, [linear()]),
+            Function(no_such_column, [linear()]),
             Terms(),
             "the model itself cannot predict the sample",
         ),

@@ -52,15 +52,8 @@ def judged(
         DataError: No row of the sample can be scored.
         Exception: The graph cannot be made or run.
     """
-    converted = candidate.make()
-    known = _predicted(source, rows.slice(0, 1))
-    graph = surgery.with_outputs(converted, tuple(known))
-    if not graph.graph.output:
-        names = ", ".join(port.name for port in converted.graph.output)
-        raise ModelError(f"the converter makes {names}, which the model itself does not predict")
-    file.write_bytes(surgery.as_bytes(surgery.finished(graph, {}, features(candidate))))
-    job = Job(model=str(file), keep=("none",), on_null=("nan",) if _has_nan(graph) else ())
-    recipe = recipes.recipe_for(job, recipes.named_model(job), Look(rows.schema, rows))
+    graph = _comparable(candidate.make(), tuple(_predicted(source, rows.slice(0, 1))))
+    recipe = _recipe(graph, candidate, rows, file)
     rows, left_out = _scorable(rows, recipe)
     found, refused = _taken(source, probes.probes(rows, surgery.thresholds(graph)), rows.schema)
     added, more = _scorable(probes.joined(found, rows.schema), recipe)
@@ -78,6 +71,26 @@ def judged(
     shapes = _shapes(rows, recipe)
     shown = tuple(_told(row, every, *outputs) for row in parity.worst_rows(gaps))
     return Verdict(graph, candidate, record, shapes, shown)
+
+
+def _comparable(converted: Any, known: Sequence[str]) -> Any:
+    """Return the graph with those outputs that the source gives too.
+
+    Raises:
+        ModelError: There is none.
+    """
+    graph = surgery.with_outputs(converted, known)
+    if not graph.graph.output:
+        names = ", ".join(port.name for port in converted.graph.output)
+        raise ModelError(f"the converter makes {names}, which the model itself does not predict")
+    return graph
+
+
+def _recipe(graph: Any, candidate: Candidate, rows: pa.RecordBatch, file: Path) -> Recipe:
+    """Bind the graph to the sample's columns and prove that rows are independent, as a job would."""
+    file.write_bytes(surgery.as_bytes(surgery.finished(graph, {}, features(candidate))))
+    job = Job(model=str(file), keep=("none",), on_null=("nan",) if _has_nan(graph) else ())
+    return recipes.recipe_for(job, recipes.named_model(job), Look(rows.schema, rows))
 
 
 def features(candidate: Candidate) -> dict[str, str]:
