@@ -600,3 +600,101 @@ def test_columns_become_inputs_whatever_their_names(tmp_path: Path) -> None:
 
     done = exporting.export(Function(line, [graph]), tmp_path / "m.onnx", SAMPLE, Terms())
     assert done.parity.passes
+
+
+# -- surgery ---------------------------------------------------------------------------------------
+
+
+def outcome(graph: onnx.ModelProto, **columns: Any) -> list[Tensor]:
+    """Run a graph on inputs [rows, k] of float32."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: np.array(each, np.float32) for name, each in columns.items()})
+    return [np.asarray(each) for each in found]
+
+
+def test_two_graphs_are_chained_though_their_names_are_the_same() -> None:
+    """What the first gives is cast and goes into the second: 2 * (2a + 3b) + 0 of the same names."""
+    second = model([helper.make_node("Add", ["x", "x"], ["variable"])], {"x": COLUMN}, {"variable": COLUMN})
+
+    both = [surgery.chained(linear(), second, kind) for kind in (None, TensorProto.FLOAT)]
+
+    for graph in both:
+        assert outcome(graph, a=[[1]], b=[[2]])[0].tolist() == [[16.0]]
+
+
+def test_an_output_is_renamed_though_a_tensor_has_the_name() -> None:
+    """The name that an output gets may be one inside the graph."""
+    graph = surgery.renamed(linear(), "variable", "x")
+
+    assert [port.name for port in graph.graph.output] == ["x"]
+    assert outcome(graph, a=[[1]], b=[[2]])[0].tolist() == [[8.0]]
+
+
+def test_a_row_of_labels_becomes_a_column() -> None:
+    """Labels of shape [1, rows] are flattened; other outputs stay."""
+    nodes = [
+        helper.make_node("Transpose", ["a"], ["label"]),
+        helper.make_node("Identity", ["a"], ["probabilities"]),
+    ]
+    outputs = {"label": (TensorProto.FLOAT, 1, None), "probabilities": COLUMN}
+
+    graph = surgery.flattened(model(nodes, {"a": COLUMN}, outputs), "label")
+
+    label, scores = outcome(graph, a=[[1], [2]])
+    assert (label.tolist(), scores.tolist()) == ([1.0, 2.0], [[1.0], [2.0]])
+
+
+def test_scores_of_trees_are_float32_whatever_is_declared() -> None:
+    """A converter that declares float64 for trees is corrected, and the graph loads."""
+    graph = stump()
+    graph.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+    assert outcome(surgery.inferred(graph), a=[[1], [3]])[0].ravel().tolist() == [1.0, 7.0]
+
+
+def test_a_zipmap_is_taken_out() -> None:
+    """The tensor that a ZipMap would make maps of becomes the output."""
+    nodes = [
+        helper.make_node("Concat", ["a", "a"], ["scores"], axis=1),
+        helper.make_node("ZipMap", ["scores"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
+    ]
+    graph = model(nodes, {"a": COLUMN}, {"maps": (TensorProto.FLOAT, None, 2)})
+
+    bare = surgery.without_zipmap(graph)
+
+    assert [port.name for port in bare.graph.output] == ["scores"]
+    assert outcome(bare, a=[[3]])[0].tolist() == [[3.0, 3.0]]
+
+
+def test_thresholds_of_float64_answer_as_they_are() -> None:
+    """With float64 inputs a stump splits at 0.1 itself, which no float32 is; its thresholds are found."""
+    import onnxruntime as ort
+
+    node = stump().graph.node[0]
+    wide = model([node], {"a": COLUMN}, {"variable": COLUMN})
+    wide.graph.node[0].attribute.sort(key=lambda each: each.name)
+    for each in wide.graph.node[0].attribute:
+        if each.name == "nodes_values":
+            each.floats[0] = 0.1
+
+    surgery.compare_exactly(wide, {(0, float(np.float32(0.1))): 0.1}, double=True)
+
+    assert surgery.thresholds(wide) == [0.1]
+    above = np.nextafter(0.1, 1)
+    session = ort.InferenceSession(wide.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"a": np.array([[0.1], [above]])})[0]
+    assert np.asarray(found).ravel().tolist() == [1.0, 7.0]
+
+
+def test_what_converters_note_of_this_machine_is_dropped(tmp_path: Path) -> None:
+    """Lines of code and paths that a converter leaves in nodes are not in what is written."""
+    graph = linear()
+    graph.graph.node[0].doc_string = "File /home/me/train.py"
+    entry = graph.graph.node[0].metadata_props.add()
+    entry.key, entry.value = "stack_trace", "/home/me/train.py"
+
+    exporting.export(Function(line, [graph]), tmp_path / "m.onnx", SAMPLE, Terms())
+
+    assert b"/home/me" not in (tmp_path / "m.onnx").read_bytes()
