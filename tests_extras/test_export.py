@@ -148,6 +148,26 @@ def test_a_program_and_a_factory_with_weights(tmp_path: Path) -> None:
 
 
 @torch_is_here
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_and_pickled_modules_need_trust(tmp_path: Path) -> None:
+    """Both are programs: refused without --trust-pickle, exported with it."""
+    import nets
+    import torch
+
+    module, frame = nets.Two().eval(), matrix.numbers()
+    torch.jit.trace(module, torch.zeros(3, 4)).save(tmp_path / "script.pt")
+    torch.save(module, tmp_path / "module.pt")
+
+    for name in ("script.pt", "module.pt"):
+        with pytest.raises(bs.BatchserveError, match="is a pickle"):
+            bs.export(tmp_path / name, tmp_path / "m.onnx", sample=frame)
+        done = bs.export(
+            tmp_path / name, tmp_path / "m.onnx", sample=frame, trust_pickle=True, overwrite=True
+        )
+        assert done.parity.passes
+
+
+@torch_is_here
 def test_a_program_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     """A program that was traced without an open batch is told how to be exported."""
     import nets

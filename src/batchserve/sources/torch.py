@@ -133,7 +133,7 @@ class Module:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = _flat(self.module(_tensor(rows)))
-        return {name: value.numpy() for name, value in zip(_names(len(found)), found, strict=True)}
+        return {name: value.detach().numpy() for name, value in zip(_names(len(found)), found, strict=True)}
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give a graph by the exporter of torch.export, and by that of TorchScript."""
