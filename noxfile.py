@@ -33,10 +33,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests that need scikit-learn, onnxruntime-extensions, or the library of a registry."""
+    """Run the tests that need what trains models and its converters, or the library of a registry."""
     _install(session, "test")
     session.install("scikit-learn==1.9.1", "skl2onnx==1.20.0", "onnxruntime-extensions==0.15.2")
     session.install("mlflow-skinny==3.17.2", "huggingface_hub==2.4.0")
+    # xgboost-cpu is xgboost without CUDA's libraries, which are half a gigabyte.
+    session.install("lightgbm==4.7.0", "xgboost-cpu==3.2.0", "onnxmltools==1.16.0")
     session.run("pytest", "tests_extras", "-q", *session.posargs)
 
 

@@ -15,14 +15,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchserve.api import evaluate, plan, retry, score, scored
+    from batchserve.api import evaluate, export, plan, retry, score, scored
     from batchserve.errors import BatchserveError
     from batchserve.frames import Model
     from batchserve.planning import Plan
     from batchserve.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["BatchserveError", "Model", "Plan", "Report", "evaluate", "plan", "retry", "score", "scored"]
+__all__ = [
+    "BatchserveError", "Model", "Plan", "Report", "evaluate", "export", "plan", "retry", "score", "scored",
+]  # fmt: skip
 
 _HOMES = {
     "BatchserveError": "errors",
@@ -30,6 +32,7 @@ _HOMES = {
     "Plan": "planning",
     "Report": "report",
     "evaluate": "api",
+    "export": "api",
     "plan": "api",
     "retry": "api",
     "score": "api",

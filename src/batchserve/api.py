@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import dask.dataframe as dd
 
     from batchserve.evaluation import Evaluation
+    from batchserve.exporting import Exported
     from batchserve.questions import Questions
 
 Path = str | PathLike[str]
@@ -177,6 +178,47 @@ def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Optio
         50
     """
     return frames.scored(plan(inputs, config=config, **options).plan)
+
+
+def export(  # noqa: PLR0913  each is a flag of the command line
+    model: Any,
+    path: Path,
+    *,
+    sample: Any,
+    features: Sequence[str] = (),
+    weights: Path | None = None,
+    tolerance: str | float | Sequence[str] = (),
+    accept_drift: bool = False,
+    trust_pickle: bool = False,
+    overwrite: bool = False,
+) -> "Exported":
+    """Write a trained model as ONNX, if that is proven to predict as the model does.
+
+    Args:
+        model: A fitted estimator, pipeline, booster or torch module, or the path of its file.
+        path: Where the ONNX model goes.
+        sample: Rows such as will be scored: a path, or a pandas, Polars or Arrow frame.
+        features: The model's columns, in order, where it does not know their names.
+        weights: A file of weights for a module that `package.module:factory` makes.
+        tolerance: `[OUTPUT=]X`: the difference that is allowed, as a share of the output's spread.
+        accept_drift: Write the model whatever the differences are.
+        trust_pickle: Read a pickle, which runs the code that is in it.
+        overwrite: Replace a file that is there.
+
+    Returns:
+        What was written and what the two differ by; prints well in a notebook.
+
+    Raises:
+        BatchserveError: With what is wrong and what to do; nothing is written then.
+    """
+    from pathlib import Path as File
+
+    from batchserve import exporting
+
+    opening = exporting.Opening(trust_pickle=trust_pickle, weights=_text(weights))
+    terms = exporting.terms(features, tolerance, accept_drift=accept_drift, overwrite=overwrite)
+    opened = exporting.opened(model, opening)
+    return exporting.export(opened, File(path), exporting.sample_of(sample), terms)
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from batchserve import constants, lists, nulls
 from batchserve.constants import Constant
 from batchserve.errors import BatchserveError, ModelError, did_you_mean, raise_all
-from batchserve.model import FEATURES_KEY, Port, Signature, Tensor, element, tensor_dtype
+from batchserve.model import FEATURES_KEY, NULLS_KEY, Port, Signature, Tensor, element, tensor_dtype
 from batchserve.nulls import NullPolicy
 
 
@@ -86,7 +86,8 @@ def bind(signature: Signature, schema: pa.Schema, wish: Wish) -> Binding:
     Args:
         signature: What the model takes.
         schema: The columns of the input files.
-        wish: The user's `--features`, `--map`, `--set` and `--on-null`.
+        wish: The user's `--features`, `--map`, `--set` and `--on-null`; the metadata's rule for nulls
+            holds where the last says nothing.
 
     Raises:
         ModelError: Something does not fit; every problem is in the message.
@@ -94,7 +95,7 @@ def bind(signature: Signature, schema: pa.Schema, wish: Wish) -> Binding:
     problems: list[BatchserveError] = []
     asked = signature.naming({*wish.map, *wish.set})
     fed = asked.without(wish.set)
-    policies = nulls.policies(wish.on_null, problems)
+    policies = nulls.policies((*_stored_rule(signature), *wish.on_null), problems)
     feeds = [_feed(port, fed, wish, schema, problems) for port in fed.inputs]
     fixed = _constants(asked, fed, wish, problems)
     problems += _batch_problems(fed)
@@ -106,6 +107,11 @@ def bind(signature: Signature, schema: pa.Schema, wish: Wish) -> Binding:
     raise_all(problems)
     with_nulls = tuple(_with_nulls(feed, policies) for feed in bound)
     return Binding(feeds=with_nulls, constants=fixed, fixed_batch=fed.fixed_batch)
+
+
+def _stored_rule(signature: Signature) -> tuple[str, ...]:
+    """Return what the model's metadata says of nulls: `nan`, if its export proved that."""
+    return ("nan",) if signature.metadata.get(NULLS_KEY) == "nan" else ()
 
 
 def _no_input(flag: str, name: str, signature: Signature) -> ModelError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from batchserve import arrays, binding, codec, recipes, scoring
+from batchserve import arrays, binding, codec, parity, recipes, scoring
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition, cutting
@@ -235,6 +235,6 @@ def described(path: str, custom_ops: str | None = None, sha256: str | None = Non
     facts |= {f"in  {port.name}": str(port).partition(": ")[2] for port in signature.inputs}
     facts |= {f"opt {port.name}": str(port).partition(": ")[2] for port in signature.optional}
     facts |= {f"out {port.name}": str(port).partition(": ")[2] for port in signature.outputs}
-    facts |= signature.metadata
+    facts |= parity.told(signature.metadata)
     counted = operators(spec.path)
     return facts | {"operators": ", ".join(f"{name} x{count}" for name, count in counted.items())}

@@ -38,6 +38,10 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Device to the execution provider that is asked for, alone."""
 FEATURES_KEY = "batchserve.features"
 """Key of the model metadata that lists the columns of a wide input (JSON or comma-separated)."""
+COLUMNS_KEY = "batchserve.columns"
+"""Key of the model metadata that has the columns it was exported with, and their types (JSON)."""
+NULLS_KEY = "batchserve.on_null"
+"""Key of the model metadata that says what a null becomes where the user does not: `nan`."""
 
 
 class Port(BaseModel, frozen=True):

@@ -321,6 +321,35 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 
 @app.command()
+def export(  # noqa: PLR0913, PLR0917  one parameter per flag
+    source: Annotated[
+        str, typer.Argument(help="A trained model's file, or package.module:factory.", metavar="SOURCE")
+    ],
+    path: Annotated[str, typer.Argument(help="Where the ONNX model goes.", metavar="MODEL.onnx")],
+    sample: Annotated[str, typer.Option("--sample", help="Data such as will be scored.", metavar="DATA")],
+    features: flags.Features = None,
+    weights: flags.Weights = None,
+    tolerance: flags.Tolerance = None,
+    accept_drift: flags.AcceptDrift = None,
+    trust_pickle: flags.TrustPickle = None,
+    overwrite: flags.Replace = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Convert a trained model to ONNX, and write that only if it predicts the same.
+
+    Example: batchserve export pipeline.joblib model.onnx --sample flights.csv --trust-pickle
+    """
+    from batchserve import api, console
+
+    names = [name for text in features or () for name in text.split(",")]
+    done = api.export(
+        source, path, sample=sample, features=names, weights=weights, tolerance=tolerance or (),
+        accept_drift=bool(accept_drift), trust_pickle=bool(trust_pickle), overwrite=bool(overwrite),
+    )  # fmt: skip
+    console.table(path, done.facts())
+
+
+@app.command()
 def clean(output: flags.Output, debug: flags.Debug = None) -> None:
     """Remove what an unfinished run left beside an output; the output itself is not touched.
 

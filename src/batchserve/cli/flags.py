@@ -170,6 +170,25 @@ StallTimeout = Annotated[
         metavar="TIME",
     ),
 ]  # fmt: skip
+Weights = Annotated[
+    str | None,
+    option("--weights", text="Weights for a torch module that a factory makes.", metavar="FILE"),
+]
+Tolerance = Annotated[
+    list[str] | None,
+    option(
+        "--tolerance",
+        text="Difference allowed, as a share of the output's spread [default: 1e-5].",
+        metavar="[OUTPUT=]X",
+    ),
+]
+AcceptDrift = Annotated[
+    bool | None, option("--accept-drift", text="Write the model whatever the differences are.")
+]
+Replace = Annotated[bool | None, option("--overwrite", text="Replace a file that is there.")]
+TrustPickle = Annotated[
+    bool | None, option("--trust-pickle", text="Read a pickle: that runs the code in it.")
+]
 LogJson = Annotated[str | None, option("--log-json", text="Append events as JSON lines.", metavar="FILE")]
 Json = Annotated[bool | None, option("--json", text="Print one JSON object to stdout and nothing else.")]
 Quiet = Annotated[bool | None, option("--quiet", "-q", text="Say nothing but errors.")]

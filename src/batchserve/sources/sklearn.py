@@ -1,0 +1,352 @@
+"""scikit-learn estimators and pipelines, by skl2onnx."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchserve import surgery
+from batchserve.errors import ModelError
+from batchserve.model import Tensor
+from batchserve.sources import OPSETS, Candidate, Kind, frame, kinds, library, matrix, reason, title, versions
+
+if TYPE_CHECKING:
+    import onnx
+
+Columns = Mapping[str, Kind]
+Converter = Callable[[Any, Any, Any], None]
+Attributes = dict[str, Any]
+
+
+def of_object(model: Any) -> "Estimator":
+    """Open a fitted estimator or pipeline.
+
+    Raises:
+        ModelError: skl2onnx is not installed.
+    """
+    library("skl2onnx", "sklearn")
+    return Estimator(model)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A fitted estimator or pipeline."""
+
+    model: Any
+
+    @property
+    def made_with(self) -> str:
+        """Its class, scikit-learn and skl2onnx."""
+        return f"{title(self.model)} by {versions('sklearn', 'skl2onnx')}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns of the data frame that it was fitted on."""
+        return tuple(getattr(self.model, "feature_names_in_", ()))
+
+    @property
+    def width(self) -> int | None:
+        """How many columns it was fitted on."""
+        return getattr(self.model, "n_features_in_", None)
+
+    @property
+    def instead(self) -> str:
+        """Another estimator, where skl2onnx has no converter or gets this one wrong."""
+        parts = {type(each).__name__ for each in _parts(self.model)}
+        return "; ".join(text for name, text in _INSTEAD.items() if name in parts)
+
+    def predict(self, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
+        """Return label and scores of a classifier, the values of a regressor."""
+        table = self._table(rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _predicted(self.model, table)
+
+    def _table(self, rows: pa.RecordBatch) -> Any:
+        if self.names:
+            return frame(rows)
+        texts = any(not pa.types.is_floating(f.type) and not pa.types.is_integer(f.type) for f in rows.schema)
+        return frame(rows).to_numpy(object) if texts else matrix(rows)
+
+    def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
+        """Give graphs in float32, in float64, in that up to the last step, and with integers as they are."""
+        columns = kinds(rows.schema)
+        wide = "text" not in columns.values() and not _selects(self.model)
+        convert = partial(_wide if wide else _named, self.model, columns)
+        for how in ("float32", "float64"):
+            yield Candidate(how, partial(convert, how))
+        if len(getattr(self.model, "steps", ())) > 1:
+            yield Candidate(_SPLIT, partial(_split, self.model, columns, wide=wide))
+        if not wide and "integer" in columns.values():  # last: an integer has no NaN for a null
+            for how in ("float32 and int64", "float64 and int64"):
+                yield Candidate(how, partial(convert, how))
+
+
+_INSTEAD = {
+    "VotingClassifier": "say VotingClassifier(flatten_transform=False)",
+    "TransformedTargetRegressor": "export its .regressor_ and transform the scores back afterwards",
+    "SelfTrainingClassifier": "export its .estimator_",
+    "FixedThresholdClassifier": "export its .estimator_ and hold its probabilities to the threshold",
+    "TunedThresholdClassifierCV": "export its .estimator_ and hold its probabilities to the threshold",
+    "ClassifierChain": "export each of its .estimators_, or train a MultiOutputClassifier",
+    "RegressorChain": "export each of its .estimators_, or train a MultiOutputRegressor",
+    "GaussianProcessClassifier": "train an SVC or a LogisticRegression on Nystroem features",
+    "KNeighborsRegressor": "train a HistGradientBoostingRegressor",
+    "KernelRidge": "train an SVR, or a Ridge on Nystroem features",
+    "NearestCentroid": "train a LinearDiscriminantAnalysis",
+    "LabelPropagation": "train a KNeighborsClassifier on the labels that it found",
+    "LabelSpreading": "train a KNeighborsClassifier on the labels that it found",
+    "OutputCodeClassifier": "train a OneVsRestClassifier",
+    "CCA": "train a PLSRegression",
+    "PLSCanonical": "train a PLSRegression",
+    "IsotonicRegression": "train a HistGradientBoostingRegressor with monotonic_cst",
+}
+"""By class: what to train instead."""
+
+
+def _parts(model: Any) -> Iterator[Any]:
+    """Give an estimator and all estimators that it is made of."""
+    yield model
+    for name in ("steps", "transformers_", "estimators"):
+        for entry in getattr(model, name, None) or ():
+            yield from _parts(entry[1] if isinstance(entry, tuple) else entry)
+    for name in ("estimator", "regressor", "final_estimator"):
+        if (inner := getattr(model, name, None)) is not None and hasattr(inner, "get_params"):
+            yield from _parts(inner)
+
+
+_SPLIT = "float64, its last step float32"
+
+
+def _predicted(model: Any, table: Any) -> dict[str, Tensor]:
+    if not hasattr(model, "predict"):
+        return {"variable": np.asarray(model.transform(table))}
+    values = np.asarray(model.predict(table))
+    if not hasattr(model, "classes_"):
+        labels = values.dtype.kind in "iu"
+        return {"label" if labels and not _is_regressor(model) else "variable": values}
+    return {"label": values} | _scores(model, table)
+
+
+def _is_regressor(model: Any) -> bool:
+    from sklearn.base import is_regressor
+
+    return bool(is_regressor(model))
+
+
+def _scores(model: Any, table: Any) -> dict[str, Tensor]:
+    """Return probabilities, or what the classifier decides by: of two classes, minus and plus the margin."""
+    if hasattr(model, "predict_proba"):
+        found = model.predict_proba(table)
+        return {} if isinstance(found, list) else {"probabilities": np.asarray(found)}
+    if not hasattr(model, "decision_function"):
+        return {}
+    margin = np.asarray(model.decision_function(table))
+    return {"probabilities": np.stack([-margin, margin], axis=1) if margin.ndim == 1 else margin}
+
+
+def _selects(model: Any) -> bool:
+    """Whether some step takes columns by their names or places."""
+    from sklearn.compose import ColumnTransformer
+
+    steps = [step for _, step in getattr(model, "steps", ())]
+    return isinstance(model, ColumnTransformer) or any(_selects(step) for step in steps)
+
+
+def _named(model: Any, columns: Columns, how: str) -> "onnx.ModelProto":
+    """Convert a model whose every column is an input."""
+    types = _types(how)
+    return _converted(model, [(name, types[kind]([None, 1])) for name, kind in columns.items()])
+
+
+def _wide(model: Any, columns: Columns, how: str) -> "onnx.ModelProto":
+    """Convert a model of one wide input, and put that together from the columns."""
+    inputs = [("X", _types(how)["float"]([None, len(columns)]))]
+    return surgery.column_inputs(_converted(model, inputs), tuple(columns))
+
+
+def _split(model: Any, columns: Columns, *, wide: bool) -> "onnx.ModelProto":
+    """Convert the last step apart, in float32: scikit-learn's own trees cast what they get to that."""
+    import onnx
+
+    first = (_wide if wide else _named)(model[:-1], columns, "float64")
+    last = _converted(model[-1], [("X", _types("float32")["float"]([None, model[-1].n_features_in_]))])
+    return surgery.chained(first, last, onnx.TensorProto.FLOAT)
+
+
+def _types(how: str) -> dict[Kind, Any]:
+    from skl2onnx.common import data_types as of
+
+    number = of.DoubleTensorType if how.startswith("float64") else of.FloatTensorType
+    integer = of.Int64TensorType if how.endswith("int64") else number
+    return {"text": of.StringTensorType, "float": number, "integer": integer}
+
+
+def _converted(model: Any, inputs: list[tuple[str, Any]]) -> "onnx.ModelProto":
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.exceptions import MissingShapeCalculator
+
+    convert = partial(
+        convert_sklearn, model, initial_types=inputs, target_opset=OPSETS,
+        custom_conversion_functions=_own_converters(),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            graph = convert(options={"zipmap": False} if hasattr(model, "classes_") else None)
+        except NameError:  # this classifier's converter has no such option, and makes no ZipMap
+            graph = convert(options={id(_last(model)): {"nocl": False}})
+        except MissingShapeCalculator as error:
+            raise ModelError(f"skl2onnx has no converter for {_missing(error)}") from error
+    graph = _renamed(graph, model)
+    for port in graph.graph.output:
+        if port.name == "label" and port.type.tensor_type.shape.dim[0].dim_value == 1:
+            graph = surgery.flattened(graph, "label")  # [1, rows], as QuadraticDiscriminantAnalysis has it
+    return surgery.inferred(graph)
+
+
+def _last(model: Any) -> Any:
+    """Return the last step of a pipeline, or the estimator itself."""
+    return model.steps[-1][1] if hasattr(model, "steps") else model
+
+
+def _missing(error: Exception) -> str:
+    """Return the class that an error of skl2onnx names."""
+    found = re.search(r"type '<class '([\w.]+)'>'", str(error))
+    return found[1].rpartition(".")[2] if found else reason(error)
+
+
+def _renamed(graph: "onnx.ModelProto", model: Any) -> "onnx.ModelProto":
+    """Call what a regressor or a step gives `variable`, whatever its converter calls it."""
+    names = [port.name for port in graph.graph.output]
+    if hasattr(model, "classes_") or "label" in names:
+        return graph
+    return surgery.renamed(graph, names[0], "variable")
+
+
+# -- converters of our own --------------------------------------------------------------------
+
+
+def _own_converters() -> dict[type, Converter]:
+    """Return converters by class: skl2onnx's with what they get wrong put right."""
+    from sklearn import ensemble, tree
+    from sklearn.impute import SimpleImputer
+
+    boosted = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
+    trees = (
+        tree.DecisionTreeClassifier, tree.DecisionTreeRegressor, tree.ExtraTreeClassifier,
+        tree.ExtraTreeRegressor, ensemble.RandomForestClassifier, ensemble.RandomForestRegressor,
+        ensemble.ExtraTreesClassifier, ensemble.ExtraTreesRegressor,
+    )  # fmt: skip
+    return {SimpleImputer: _imputer} | dict.fromkeys(boosted, _boosted) | dict.fromkeys(trees, _trees)
+
+
+def _boosted(scope: Any, operator: Any, container: Any) -> None:
+    """Convert histogram boosting with thresholds that answer as its own do: skl2onnx rounds them."""
+    from skl2onnx.common._registration import get_converter
+    from skl2onnx.common.data_types import DoubleTensorType
+
+    trees = [tree.nodes for trees in operator.raw_operator._predictors for tree in trees]  # noqa: SLF001  nowhere else
+    splits = [(int(node["feature_idx"]), float(node["num_threshold"])) for nodes in trees for node in nodes]
+    known = {(feature, float(np.float32(value))): value for feature, value in splits}
+    double = isinstance(operator.inputs[0].type, DoubleTensorType)
+    amended = partial(_with_thresholds, known, double=double)
+    get_converter(operator.type)(scope, operator, _Plain(container, amended))
+
+
+def _with_thresholds(
+    known: Mapping[tuple[int, float], float], attributes: Attributes, *, double: bool
+) -> Attributes:
+    places = zip(attributes["nodes_featureids"], attributes["nodes_values"], strict=True)
+    values = [known.get((feature, float(np.float32(value))), float(value)) for feature, value in places]
+    if not double:
+        return {"nodes_values": surgery.float32_below(values).tolist()}
+    floats = {name: np.asarray(attributes[name], np.float64) for name in _FLOATS if name in attributes}
+    return floats | {"nodes_values": np.array(values, np.float64)}
+
+
+_FLOATS = ("nodes_hitrates", "base_values", "class_weights", "target_weights")
+
+
+def _trees(scope: Any, operator: Any, container: Any) -> None:
+    """Convert trees with the way that NaN goes: skl2onnx sends it right at every split."""
+    from skl2onnx.common._registration import get_converter
+
+    model = operator.raw_operator
+    members = model.estimators_ if hasattr(model, "estimators_") else [model]
+    ways = [each.tree_.missing_go_to_left for each in members]
+    get_converter(operator.type)(scope, operator, _Plain(container, partial(_with_ways, ways)))
+
+
+def _with_ways(ways: Sequence[Tensor], attributes: Attributes) -> Attributes:
+    places = zip(attributes["nodes_treeids"], attributes["nodes_nodeids"], strict=True)
+    return {"nodes_missing_value_tracks_true": [int(ways[tree][node]) for tree, node in places]}
+
+
+class _Plain:
+    """skl2onnx's container, with the attributes of trees as they should be and as onnx wants them.
+
+    Args:
+        container: Of skl2onnx.
+        amended: Returns those attributes of a tree node that should be other.
+    """
+
+    def __init__(self, container: Any, amended: Callable[[Attributes], Attributes]) -> None:
+        self._container, self._amended = container, amended
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def add_node(self, *args: Any, **attributes: Any) -> None:
+        """Add a node; numpy's numbers become Python's, and float64 lists tensors, which keep all digits."""
+        if "nodes_values" in attributes:
+            attributes |= self._amended(attributes)
+        plain = dict(_plain(name, value) for name, value in attributes.items())
+        if any(name.endswith("_as_tensor") for name in plain):
+            plain["op_version"] = OPSETS["ai.onnx.ml"]
+        self._container.add_node(*args, **plain)
+
+
+def _plain(name: str, value: Any) -> tuple[str, Any]:
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        from onnx import numpy_helper
+
+        return f"{name}_as_tensor", numpy_helper.from_array(value, name)
+    if isinstance(value, np.ndarray):
+        return name, value.tolist()
+    if isinstance(value, list):
+        return name, [_python(each) for each in value]
+    return name, _python(value)
+
+
+def _python(value: Any) -> Any:
+    own = value.item() if isinstance(value, np.generic) else value
+    return int(own) if isinstance(own, bool) else own
+
+
+def _imputer(scope: Any, operator: Any, container: Any) -> None:
+    """Convert an imputer of float64: onnxruntime's own operator for it knows float32 alone."""
+    from onnx import TensorProto
+    from skl2onnx.common._registration import get_converter
+    from skl2onnx.common.data_types import DoubleTensorType
+    from skl2onnx.operator_converters.common import concatenate_variables
+
+    model = operator.raw_operator
+    usual = (
+        not isinstance(operator.inputs[0].type, DoubleTensorType)
+        or model.missing_values == model.missing_values
+    )
+    if usual or model.add_indicator or np.isnan(np.asarray(model.statistics_, dtype=float)).any():
+        get_converter(operator.type)(scope, operator, container)
+        return
+    whole = concatenate_variables(scope, operator.inputs, container)
+    values, missing = (scope.get_unique_variable_name(name) for name in ("imputed", "missing"))
+    statistics = np.asarray(model.statistics_, dtype=float).tolist()
+    container.add_initializer(values, TensorProto.DOUBLE, [1, len(statistics)], statistics)
+    container.add_node("IsNaN", [whole], [missing], op_version=13)
+    container.add_node("Where", [missing, values, whole], [operator.outputs[0].full_name], op_version=16)

@@ -1,0 +1,217 @@
+# ruff: noqa: INP001, S101  what tests may do
+"""Trained models exported and scored: what `score` gives is what the libraries themselves predict.
+
+Needs scikit-learn, LightGBM, XGBoost and their converters; torch where it is installed.
+"""
+
+import importlib.util
+import pickle
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+import matrix
+import numpy as np
+import onnx
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+
+import batchserve as bs
+
+torch_is_here = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    """Fit a classifier of texts, integers and missing numbers; its labels are texts."""
+    labels = np.array(["low", "middle", "high"])[matrix.classes(3)]
+    return matrix.columns(LogisticRegression(max_iter=200)).fit(matrix.mixed(), labels)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_pipeline_of_texts_and_nan_from_its_file_to_scores(
+    form: str, pipeline: Any, tmp_path: Path
+) -> None:
+    """`export`, then `score` without any flag: label and probabilities are the pipeline's own."""
+    frame = matrix.mixed().replace({"colour": {"": "grey"}})
+    joblib.dump(pipeline, tmp_path / "p.joblib")
+    write = frame.to_csv if form == "csv" else frame.to_parquet
+    write(tmp_path / f"in.{form}", index=False)
+    command = [sys.executable, "-m", "batchserve"]
+    export = ["export", "p.joblib", "m.onnx", "--sample", f"in.{form}", "--trust-pickle"]
+    score = ["score", f"in.{form}", "out.parquet", "-m", "m.onnx"]
+
+    for arguments in (export, score):
+        subprocess.run([*command, *arguments], cwd=tmp_path, check=True)  # noqa: S603  our own command
+
+    scored = pq.read_table(tmp_path / "out.parquet")
+    assert scored["label"].to_pylist() == pipeline.predict(frame).tolist()
+    scores = np.array(scored["probabilities"].to_pylist())
+    np.testing.assert_allclose(scores, pipeline.predict_proba(frame), atol=1e-5)
+
+
+def test_a_forest_sends_nan_where_scikit_learn_does(tmp_path: Path) -> None:
+    """skl2onnx alone sends NaN right at every split; what is exported goes the trained way."""
+    frame = matrix.mixed()[matrix.NUMBERS]
+    forest = RandomForestClassifier(10, random_state=0).fit(frame, matrix.classes(3))
+
+    bs.export(forest, tmp_path / "m.onnx", sample=frame)
+
+    predicted = bs.Model(tmp_path / "m.onnx").predict(frame)
+    np.testing.assert_allclose(np.stack(predicted["probabilities"]), forest.predict_proba(frame), atol=1e-6)
+
+
+def test_boosters_from_their_own_files(tmp_path: Path) -> None:
+    """LightGBM's .txt and XGBoost's .json and .ubj need no trust, and keep their columns' names."""
+    import lightgbm
+    import xgboost
+
+    frame, values = matrix.mixed()[matrix.NUMBERS], matrix.values()
+    light = lightgbm.train({"objective": "regression", "verbose": -1}, lightgbm.Dataset(frame, values), 20)
+    extreme = xgboost.train({"objective": "reg:squarederror"}, xgboost.DMatrix(frame, values), 20)
+    light.save_model(tmp_path / "m.txt")
+    for name in ("m.json", "m.ubj"):
+        extreme.save_model(tmp_path / name)
+
+    for name in ("m.txt", "m.json", "m.ubj"):
+        path = tmp_path / f"{name}.onnx"
+        done = bs.export(tmp_path / name, path, sample=frame)
+
+        expected = light.predict(frame) if name == "m.txt" else extreme.predict(xgboost.DMatrix(frame))
+        np.testing.assert_allclose(bs.Model(path).predict(frame)["variable"], expected, rtol=1e-5)
+        assert done.parity.takes_nan
+        assert [port.name for port in onnx.load(path).graph.input] == matrix.NUMBERS
+
+
+def test_a_pickle_is_read_only_when_it_is_trusted(pipeline: Any, tmp_path: Path) -> None:
+    """The code in a pickle does not run unless that is said."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps([Evil(), 1]))
+
+    with pytest.raises(bs.BatchserveError, match="is a pickle"):
+        bs.export(tmp_path / "m.pkl", tmp_path / "m.onnx", sample=matrix.mixed())
+    assert not (tmp_path / "ran").exists()
+
+    (tmp_path / "n.pkl").write_bytes(pickle.dumps(pipeline))
+    bs.export(tmp_path / "n.pkl", tmp_path / "n.onnx", sample=matrix.mixed(), trust_pickle=True)
+
+
+def test_a_known_bad_combination_is_refused_with_what_to_do() -> None:
+    """LightGBM's `fair` has no converter: the error names an objective that has one."""
+    import lightgbm
+
+    frame = matrix.numbers()
+    model = lightgbm.LGBMRegressor(objective="fair", n_estimators=3, verbose=-1).fit(frame, matrix.values())
+
+    with pytest.raises(bs.BatchserveError, match="cannot be converted") as caught:
+        bs.export(model, "m.onnx", sample=frame)
+
+    assert caught.value.hint == "train with objective huber"
+
+
+@torch_is_here
+def test_a_program_and_a_factory_with_weights(tmp_path: Path) -> None:
+    """A .pt2 program, and a factory with weights of either form, all give the module's own values."""
+    import nets
+    import torch
+    from safetensors.torch import save_file
+
+    frame = matrix.numbers()
+    module = nets.Two().eval()
+    rows = torch.from_numpy(frame.to_numpy(np.float32))
+    program = torch.export.export(module, (rows[:3],), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    torch.export.save(program, tmp_path / "m.pt2")
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    sources = (
+        (tmp_path / "m.pt2", None),
+        ("nets:Two", tmp_path / "w.pt"),
+        ("nets:Two", tmp_path / "w.safetensors"),
+    )
+
+    for i, (source, held) in enumerate(sources):
+        bs.export(source, tmp_path / f"{i}.onnx", sample=frame, weights=held)
+
+        predicted = bs.Model(tmp_path / f"{i}.onnx").predict(frame)
+        with torch.no_grad():
+            np.testing.assert_allclose(np.stack(predicted["output_1"]), module(rows)[1], atol=1e-6)
+
+
+@torch_is_here
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_and_pickled_modules_need_trust(tmp_path: Path) -> None:
+    """Both are programs: refused without --trust-pickle, exported with it."""
+    import nets
+    import torch
+
+    module, frame = nets.Two().eval(), matrix.numbers()
+    torch.jit.trace(module, torch.zeros(3, 4)).save(tmp_path / "script.pt")
+    torch.save(module, tmp_path / "module.pt")
+
+    for name in ("script.pt", "module.pt"):
+        with pytest.raises(bs.BatchserveError, match="is a pickle"):
+            bs.export(tmp_path / name, tmp_path / "m.onnx", sample=frame)
+        done = bs.export(
+            tmp_path / name, tmp_path / "m.onnx", sample=frame, trust_pickle=True, overwrite=True
+        )
+        assert done.parity.passes
+
+
+@torch_is_here
+def test_a_program_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+    """A program that was traced without an open batch is told how to be exported."""
+    import nets
+    import torch
+
+    program = torch.export.export(nets.Two().eval(), (torch.zeros(3, 4),))
+    torch.export.save(program, tmp_path / "m.pt2")
+
+    with pytest.raises(bs.BatchserveError, match="its batch is fixed") as caught:
+        bs.export(tmp_path / "m.pt2", tmp_path / "m.onnx", sample=matrix.numbers())
+
+    assert "dynamic_shapes" in caught.value.hint
+
+
+@torch_is_here
+def test_wrong_factories_and_weights_are_told(tmp_path: Path) -> None:
+    """A factory that is not there, and weights of another module, end with what to do."""
+    import torch
+
+    torch.save({"other": torch.zeros(1)}, tmp_path / "w.pt")
+
+    with pytest.raises(bs.BatchserveError, match="nets:Nobody: cannot be imported"):
+        bs.export("nets:Nobody", tmp_path / "m.onnx", sample=matrix.numbers())
+    with pytest.raises(bs.BatchserveError, match="cannot be put into nets:Two"):
+        bs.export("nets:Two", tmp_path / "m.onnx", sample=matrix.numbers(), weights=tmp_path / "w.pt")
+
+
+SOME = ("RandomForestRegressor", "HistGradientBoostingClassifier", "LinearSVC", "Ridge")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_part_of_the_matrix(name: str) -> None:
+    """Some of the matrix, plain and behind a ColumnTransformer; the rest runs by hand."""
+    from sklearn.utils import all_estimators
+
+    kind = "classifier" if name.endswith(("Classifier", "SVC")) else "regressor"
+    cls = dict(all_estimators(kind))[name]
+    for frame in (matrix.numbers(), matrix.mixed()):
+        made = partial(matrix.fitted, cls, kind, frame, matrix.target(name, kind))
+        found = matrix.tried(made, frame)
+        assert found.passed, found
+
+
+def test_a_frame_with_other_columns_is_told(pipeline: Any, tmp_path: Path) -> None:
+    """A sample without a column of the pipeline is told with the column's name."""
+    with pytest.raises(bs.BatchserveError, match="column place: the model takes it"):
+        bs.export(pipeline, tmp_path / "m.onnx", sample=pd.DataFrame(matrix.mixed()).drop(columns="place"))
