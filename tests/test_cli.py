@@ -73,7 +73,8 @@ def test_the_module_is_the_command() -> None:
 def test_the_commands_are_those_of_the_design() -> None:
     """There are eleven commands in this release."""
     assert sorted(COMMANDS) == [
-        "clean", "cluster", "demo", "evaluate", "export", "inspect", "plan", "retry", "score", "tune", "verify",
+        "clean", "cluster", "demo", "evaluate", "export", "inspect", "plan", "retry", "score", "tune",
+        "verify",
     ]  # fmt: skip
 
 
