@@ -1,7 +1,7 @@
 """The same job by batchserve and by what else a user would pick, in turn, as whole processes.
 
-    nox -s peers                                   all of them, 311 MB of CSV
-    nox -s peers -- polars hand --times 1 --model trees
+    nox -s bench -- peers                               all of them, 311 MB of CSV
+    nox -s bench -- peers polars hand --times 1 --model trees
 
 Each peer is a script in `peers/`, written as its documentation says, batch size and threads as good as
 we could make them, with the same micro-batches of 1,024 rows. Its scores are compared with batchserve's
@@ -77,6 +77,14 @@ def table(rounds: Sequence[dict[str, Run]]) -> list[str]:
     return lines
 
 
+def seconds_of(command: Command, folder: Path) -> str:
+    """Return where batchserve's own seconds go, as it tells them."""
+    asked = [*command, "--overwrite", "--profile"]
+    done = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)
+    _, mark, told = (done.stderr + done.stdout).partition("profile:")
+    return mark + told
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -100,6 +108,7 @@ def main() -> None:
         good = checked(runs, folder)
         rounds = [{name: run(runs[name], folder) for name in good} for _ in range(asked.rounds)]
         print("\n".join(table(rounds)))
+        print(seconds_of(runs["batchserve"], folder))
 
 
 if __name__ == "__main__":

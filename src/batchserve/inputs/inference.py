@@ -139,7 +139,7 @@ def may_be_odd(raw: bytes, dialect: Dialect) -> bool:
     as one. Ends of the text are not looked at: what is there counts as odd.
 
     Example:
-        >>> may_be_odd(b"12,0,-5", Dialect()), may_be_odd(b"12,007,-5", Dialect())
+        >>> may_be_odd(b"12,0,-50", Dialect()), may_be_odd(b"12,007,-50", Dialect())
         (False, True)
     """
     if raw[:1] in _ODD_STARTS or raw[-2:-1] == b"-":
