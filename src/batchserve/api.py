@@ -1,6 +1,6 @@
 """The functions of `import batchserve`: the command line's own, with the same words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Unpack
@@ -276,4 +276,6 @@ def _text(path: Path | None) -> str | None:
 def _flags(options: Options) -> dict[str, Any]:
     given = {key: value for key, value in options.items() if value is not None}
     model = options.get("model")
-    return given | ({"model": fspath(model)} if model else {})
+    if isinstance(model, Mapping):
+        return given | {"model": {name: fspath(path) for name, path in model.items()}}
+    return given | ({"model": configuration.unnamed(fspath(model))} if model else {})

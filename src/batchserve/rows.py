@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchserve.codec import Encoded
@@ -36,11 +37,17 @@ class Stretch:
 class Rows:
     """Rows ready for the model, each still knowing its record."""
 
-    encoded: Encoded
+    encoded: tuple[Encoded, ...]
+    """What each model is given; the first also holds the columns that pass through."""
     origins: tuple[Stretch, ...]
 
     def __len__(self) -> int:
-        return self.encoded.rows
+        return self.encoded[0].rows
+
+    @property
+    def kept(self) -> pa.RecordBatch:
+        """The columns that pass through."""
+        return self.encoded[0].kept
 
     def slice(self, start: int, stop: int) -> "Rows":
         """Return rows `start` to `stop` without copying."""
@@ -50,11 +57,12 @@ class Rows:
             if first < last:
                 found.append(stretch.cut(first, last))
             at += len(stretch.rows)
-        return Rows(self.encoded.slice(start, stop), tuple(found))
+        return Rows(tuple(each.slice(start, stop) for each in self.encoded), tuple(found))
 
     def joined(self, other: "Rows") -> "Rows":
         """Return these rows followed by those of `other`."""
-        return Rows(self.encoded.joined(other.encoded), self.origins + other.origins)
+        both = zip(self.encoded, other.encoded, strict=True)
+        return Rows(tuple(mine.joined(theirs) for mine, theirs in both), self.origins + other.origins)
 
     def take(self, good: NDArray[np.bool_]) -> "Rows":
         """Return only the rows where `good` is true."""
@@ -63,7 +71,7 @@ class Rows:
             kept = np.asarray(stretch.rows)[good[at : at + len(stretch.rows)]]
             found.append(replace(stretch, rows=kept))
             at += len(stretch.rows)
-        return Rows(self.encoded.take(good), tuple(found))
+        return Rows(tuple(each.take(good) for each in self.encoded), tuple(found))
 
     def reject(self, row: int, fault: Fault) -> tuple[int, Reject]:
         """Return the number of the slice that a row is of, and the reject for it."""

@@ -233,21 +233,15 @@ def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 
 @app.command()
-def verify(
-    output: flags.Output,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model, if it was moved.", metavar="PATH")
-    ] = None,
-    debug: flags.Debug = None,
-) -> None:
+def verify(output: flags.Output, model: flags.Moved = None, debug: flags.Debug = None) -> None:
     """Compare an output with its receipt, and score some of its rows again.
 
     Example: batchserve verify flights.parquet
     """
-    from batchserve import console
+    from batchserve import config, console
     from batchserve import verify as verifying
 
-    verdict = verifying.verify(output, model)
+    verdict = verifying.verify(output, config.said_models(model) if model else None)
     again = f"{verdict.rows_scored:,} rows of {verdict.partitions_scored:,} partitions, equal to the bit"
     told = {f"not done {i}": text for i, text in enumerate(verdict.skipped, 1)}
     console.table(output, verdict.facts | {"scored again": again} | told)
@@ -302,10 +296,11 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
 
     Example: batchserve retry flights.rejects.jsonl corrected.parquet
     """
-    from batchserve import console, correction, log
+    from batchserve import config, console, correction, log
 
+    models = config.said_models(model) if model else None
     wishes = {
-        "model": model, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
+        "model": models, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
         "overwrite": overwrite, "json": json, "quiet": quiet,
     }  # fmt: skip
     screen = console.Screen(quiet=bool(quiet or json))

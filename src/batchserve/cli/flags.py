@@ -22,10 +22,20 @@ Output = Annotated[
     ),
 ]
 ModelPath = Annotated[
-    str | None, option("--model", "-m", text="The ONNX model.", metavar="PATH|REFERENCE|URL")
-]
+    list[str] | None,
+    option(
+        "--model",
+        "-m",
+        text="The ONNX model; of several, each by a name.",
+        metavar="[NAME=]PATH|REFERENCE|URL",
+    ),
+]  # fmt: skip
 ModelSha256 = Annotated[
     str | None, option("--model-sha256", text="The sha256 that the model must have.", metavar="HEX")
+]
+Moved = Annotated[
+    list[str] | None,
+    option("--model", "-m", text="The model, if it was moved.", metavar="[NAME=]PATH"),
 ]
 Features = Annotated[
     list[str] | None,
