@@ -27,10 +27,13 @@ class Stretch:
         """Return rows `start` to `stop` of it."""
         return replace(self, rows=self.rows[start:stop])
 
+    def record_of(self, at: int) -> int:
+        """Return how many records of the slice are before row `at` of it."""
+        return self.record + int(self.rows[at])
+
     def reject(self, at: int, fault: Fault) -> Reject:
         """Build the reject for row `at` of it."""
-        row = int(self.rows[at])
-        return self.block.reject(row, self.record + row, fault)
+        return self.block.reject(int(self.rows[at]), self.record_of(at), fault)
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,18 @@ class Rows:
             at += len(stretch.rows)
         return Rows(tuple(each.take(good) for each in self.encoded), tuple(found))
 
-    def reject(self, row: int, fault: Fault) -> tuple[int, Reject]:
-        """Return the number of the slice that a row is of, and the reject for it."""
+    def origin(self, row: int) -> tuple[Stretch, int]:
+        """Return the stretch that a row is of, and how many rows of it are before that."""
         for stretch in self.origins:
             if row < len(stretch.rows):
-                return stretch.slice, stretch.reject(row, fault)
+                return stretch, row
             row -= len(stretch.rows)
         raise IndexError(row)
+
+    def reject(self, row: int, fault: Fault) -> tuple[int, Reject]:
+        """Return the number of the slice that a row is of, and the reject for it."""
+        stretch, at = self.origin(row)
+        return stretch.slice, stretch.reject(at, fault)
 
 
 def aligned(pieces: Iterable[Rows], batch_rows: int) -> Iterator[Rows]:

@@ -202,6 +202,53 @@ def tune(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 
 @app.command()
+def compare(  # noqa: PLR0913, PLR0917  one parameter per flag
+    ctx: typer.Context,
+    first: Annotated[str, typer.Argument(help="An ONNX model.", metavar="A.onnx")],
+    second: Annotated[str, typer.Argument(help="The one to compare it with.", metavar="B.onnx")],
+    inputs: flags.Inputs,
+    tolerance: flags.Allowed = 0.0,
+    top: flags.Top = 5,
+    model_sha256: flags.ModelSha256 = None,
+    features: flags.Features = None,
+    map: flags.Map = None,
+    set: flags.Set = None,
+    outputs: flags.Outputs = None,
+    rows_depend: flags.RowsDepend = None,
+    custom_ops: flags.CustomOps = None,
+    device: flags.Device = None,
+    on_null: flags.OnNull = None,
+    limit: flags.Limit = None,
+    format: flags.Format = None,
+    delimiter: flags.Delimiter = None,
+    quote: flags.Quote = None,
+    escape: flags.Escape = None,
+    header: flags.Header = None,
+    skip_lines: flags.SkipLines = None,
+    encoding: flags.Encoding = None,
+    type: flags.Type = None,
+    workers: flags.Workers = None,
+    batch_rows: flags.BatchRows = None,
+    json: flags.Json = None,
+    config: flags.Config = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Run two models over the same rows and say where their outputs differ.
+
+    Example: batchserve compare champion.onnx challenger.onnx flights.csv
+    """
+    settings = _settings(ctx, inputs, config, model={"a": first, "b": second})
+    from batchserve import comparison, console, log
+
+    found = comparison.compared(settings.job, inputs, tolerance, top)
+    if settings.job.json_:
+        console.out(log.as_json(found.facts(), indent=1))
+        return
+    for title, facts in found.tables().items():
+        console.table(title, facts)
+
+
+@app.command()
 def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],
@@ -389,12 +436,14 @@ def demo(
     _score(settings, inputs, str(home / "flights.parquet"))
 
 
-def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Settings":
+_NOT_FIELDS = {"inputs", "paths", "output", "config", "first", "second", "tolerance", "top"}
+
+
+def _settings(ctx: typer.Context, inputs: list[str], file: str | None, **more: object) -> "Settings":
     from batchserve import config
 
-    not_fields = {"inputs", "paths", "output", "config"}
-    given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in not_fields}
-    settings = config.load(given, inputs, config=file)
+    given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in _NOT_FIELDS}
+    settings = config.load(given | more, inputs, config=file)
     _Debug.wanted = settings.job.debug
     return settings
 

@@ -199,6 +199,10 @@ Replace = Annotated[bool | None, option("--overwrite", text="Replace a file that
 TrustPickle = Annotated[
     bool | None, option("--trust-pickle", text="Read a pickle: that runs the code in it.")
 ]
+Allowed = Annotated[
+    float, option("--tolerance", text="Numbers differ if they are further apart than this.", metavar="X")
+]
+Top = Annotated[int, option("--top", text="Rows that differ most to show, for each output.", metavar="K")]
 LogJson = Annotated[str | None, option("--log-json", text="Append events as JSON lines.", metavar="FILE")]
 Json = Annotated[bool | None, option("--json", text="Print one JSON object to stdout and nothing else.")]
 Quiet = Annotated[bool | None, option("--quiet", "-q", text="Say nothing but errors.")]
