@@ -14,6 +14,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from distributed import LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -361,6 +362,9 @@ def test_a_path_in_python_is_a_path(home: Path, tmp_path: Path, monkeypatch: pyt
     source = written(tmp_path, [Row("1", "2", "3", "red")], "csv")
 
     assert list(bs.plan(source, model="year=2024/m.onnx").plan.recipe.digests) == [""]
+    with pytest.raises(NotFoundError) as told:
+        bs.plan(source, model=config.said_models(["year=2024/m.onnx"]))
+    assert told.value.hint == "a path with = is said with ./ : ./year=2024/m.onnx"
     assert bs.Model(Path("year=2024/m.onnx")).signature.outputs[0].name == "score"
 
 
@@ -470,6 +474,23 @@ def test_append_takes_the_same_models_only(
     (tmp_path / "again.csv").write_text("row,a,b,k,kind\n1,2,3,4,red\n")
     with pytest.raises(OutputError, match="its rows were scored otherwise"):
         bs.score("again.csv", "out", model={"x": home / "named.onnx", "z": home / "picker.onnx"}, **options)
+
+
+def test_workers_elsewhere_score_with_both(
+    both: dict[str, str], tmp_path: Path, process_cluster: LocalCluster
+) -> None:
+    """Worker processes of a cluster give the bytes that this process gives."""
+    rows = [Row(str(i / 8), "2", str(i % 11), "red") for i in range(400)]
+    source = written(tmp_path, rows, "csv")
+    options: dict[str, Any] = {"model": both, "partition_size": 2_000, "max_errors": "10%"}
+    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
+
+    bs.score(source, here, **options)
+    report = bs.score(source, there, cluster=process_cluster, **options)
+
+    assert report.partitions > 3
+    assert report.receipt.rejected_by == {"MODEL": 36}
+    assert digest(here) == digest(there)
 
 
 def test_tune_runs_both(home: Path, tmp_path: Path) -> None:

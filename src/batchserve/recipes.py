@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from batchserve.binding import Binding
 from batchserve.candidates import Candidate, Specs
 from batchserve.config import Job
 from batchserve.effort import Effort
-from batchserve.errors import Problems, StallError, UsageError, naming
+from batchserve.errors import NotFoundError, Problems, StallError, UsageError, naming
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Reading, inference
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import dictionaries
@@ -67,7 +68,13 @@ def _digests(job: Job, names: Sequence[str]) -> dict[str, str]:
 
 def _identified(job: Job, name: str, path: str, sha256: str | None) -> ModelSpec:
     with naming(name):
-        return identify(path, job.device, job.custom_ops, job.intra_op, sha256)
+        try:
+            return identify(path, job.device, job.custom_ops, job.intra_op, sha256)
+        except NotFoundError as error:
+            whole = f"{name}={path}"
+            if name and Path(whole).is_file():
+                raise NotFoundError(error.message, f"a path with = is said with ./ : ./{whole}") from error
+            raise
 
 
 def recipe_for(job: Job, specs: Specs, look: Look, fixed: tuple[str, ...] = ()) -> Recipe:
