@@ -292,6 +292,22 @@ def measured(a: float, b: float) -> float:
     return abs(b - a) if math.isfinite(a) and math.isfinite(b) else math.inf
 
 
+def test_a_difference_that_is_allowed_is_none() -> None:
+    """Rows differ that are further apart than the tolerance, not those that are just as far."""
+    a, b = pa.array([0.0, 0.0, 0.0]), pa.array([0.5, 0.75, -0.5])
+
+    sums, apart = differences.between("numbers", a, b, 0.5)
+
+    assert (sums.differ, sums.largest_absolute, apart.tolist()) == (1, 0.75, [0.0, 0.75, 0.0])
+
+
+def test_rows_that_do_not_differ_are_not_shown(home: Path) -> None:
+    """A model compared with itself has no rows that differ most."""
+    found = bs.compare(home / "named.onnx", home / "named.onnx", home / "in.csv")
+
+    assert (found.rows, found.differ, of(found, "score").most) == (ROWS, 0, [])
+
+
 def test_large_integers_keep_their_digits() -> None:
     """Integers that no double tells apart differ by what they differ, and count as labels too."""
     a, b = pa.array([1 << 62, 5], pa.int64()), pa.array([(1 << 62) + 1, 5], pa.int64())
