@@ -228,7 +228,7 @@ def test_one_model_without_a_name_is_planned_as_ever(home: Path, tmp_path: Path)
     content = plan.model_dump(mode="json")
     assert list(content["recipe"]) == [
         "model", "reading", "binding", "predictions", "keep", "schema_", "coded", "batch_rows", "limit",
-        "rows_depend", "on_nonfinite", "effort", "size_matters",
+        "rows_depend", "on_nonfinite", "effort", "size_matters", "row_bytes",
     ]  # fmt: skip
     again = type(plan).model_validate_json(plan.model_dump_json())
     assert (again, again.plan_id) == (plan, plan.plan_id)
@@ -326,6 +326,23 @@ def test_wrong_names_are_refused(value: Any, reason: str) -> None:
         config.load({"model": value}, [], environment={})
 
     assert reason in told.value.message
+
+
+def test_each_model_may_have_a_sha256_to_be(home: Path, tmp_path: Path) -> None:
+    """--model-sha256 is said by name of several models, plainly of one; another digest or name is refused."""
+    source = written(tmp_path, [Row("1", "2", "3", "red")], "csv")
+    both = {"x": home / "named.onnx", "y": home / "picker.onnx"}
+    right, wrong = digest(home / "picker.onnx"), "ab" * 32
+
+    assert bs.plan(source, model=both, model_sha256={"y": right}).plan.recipe.digests["y"] == right
+    assert (
+        bs.plan(source, model={"y": both["y"]}, model_sha256=right.upper()).plan.recipe.digests["y"] == right
+    )
+    with pytest.raises(BatchserveError, match=r"^y: "):
+        bs.plan(source, model=both, model_sha256=f"y={wrong}")
+    for said in (wrong, {"z": wrong}):
+        with pytest.raises(UsageError, match="there is no model of that name"):
+            bs.plan(source, model=both, model_sha256=said)
 
 
 def test_a_config_and_a_variable_name_several(
