@@ -112,7 +112,7 @@ def _before_publishing(home: Path) -> dict[str, _Check]:
 
     def before_scoring() -> bool:
         model._sessions.clear()
-        return _refuses(lambda: model.session_for(plan.recipe.model))
+        return _refuses(lambda: model.session_for(plan.recipe.scorers[0].model))
 
     return {
         "part": (sorted(found.workspace.glob("p0*.parquet")), before_publish),

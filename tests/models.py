@@ -307,3 +307,28 @@ def sum_of_integers(folder: Path) -> Path:
     ]
     ports = [_input("i", INT64, [None, 1])], [_input("share", INT64, [None, 1])]
     return _write(folder / "sum_of_integers.onnx", nodes, *ports, [_dims("batch", 0)])
+
+
+def picker(folder: Path, name: str = "picker") -> Path:
+    """Inputs `a` (double), `k` (int64), `kind` (string), each [N, 1]; fails on a row whose `k` is not 0 to 9.
+
+    Outputs `score` (double) [N, 1], by other weights than `named`, and `label` (string) [N, 1].
+    """
+    table = np.random.default_rng(3).standard_normal((10, 1))
+    nodes = [
+        helper.make_node("Reshape", ["k", "flat"], ["index"]),
+        helper.make_node("Gather", ["table", "index"], ["picked"]),
+        helper.make_node("Mul", ["a", "picked"], ["score"]),
+        helper.make_node(
+            "LabelEncoder", ["kind"], ["label"], domain="ai.onnx.ml",
+            keys_strings=list(KINDS), values_strings=["warm", "cold", "cold", ""], default_string="other",
+        ),
+    ]  # fmt: skip
+    inputs = [
+        _input("a", DOUBLE, [None, 1]),
+        _input("k", INT64, [None, 1]),
+        _input("kind", STRING, [None, 1]),
+    ]
+    outputs = [_input("score", DOUBLE, [None, 1]), _input("label", STRING, [None, 1])]
+    weights = [numpy_helper.from_array(table, "table"), _dims("flat", -1)]
+    return _write(folder / f"{name}.onnx", nodes, inputs, outputs, weights)

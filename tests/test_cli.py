@@ -71,10 +71,10 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_the_commands_are_those_of_the_design() -> None:
-    """There are eleven commands in this release."""
+    """There are twelve commands in this release."""
     assert sorted(COMMANDS) == [
-        "clean", "cluster", "demo", "evaluate", "export", "inspect", "plan", "retry", "score", "tune",
-        "verify",
+        "clean", "cluster", "compare", "demo", "evaluate", "export", "inspect", "plan", "retry", "score",
+        "tune", "verify",
     ]  # fmt: skip
 
 

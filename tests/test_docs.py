@@ -135,8 +135,8 @@ def flags_of(name: str) -> set[str]:
     return {max(option.opts, key=len) for option in options}
 
 
-ITS_OWN = {"--sample", "--weights", "--tolerance", "--accept-drift", "--trust-pickle"}
-"""Flags of `export`, which has no config: its section has them."""
+ITS_OWN = {"--sample", "--weights", "--tolerance", "--accept-drift", "--trust-pickle", "--top"}
+"""Flags of `export` and `compare`, which mean something in their sections alone."""
 
 
 def test_flags() -> None:

@@ -204,3 +204,17 @@ def test_operating_system_errors_get_our_codes(error: OSError, kind: type[Batchs
     assert type(told) is kind
     assert told.message == f"some/path: {error.strerror or 'only words'}"
     assert told.hint
+
+
+def test_problems_of_one_of_several_things_have_its_name() -> None:
+    """Every problem inside `naming` gets the name, with its own hint and the kind of the first."""
+    problems = [errors.ModelError("no x", "map x"), errors.UsageError("no y")]
+
+    with pytest.raises(errors.ModelError) as told, errors.naming("b"):
+        errors.raise_all(problems)
+    with pytest.raises(errors.UsageError) as plain, errors.naming(""):
+        raise problems[1]
+
+    assert told.value.message == "2 problems\n  b: no x  (map x)\n  b: no y"
+    assert [single.message for single in told.value.singles] == ["b: no x", "b: no y"]
+    assert plain.value is problems[1]

@@ -27,8 +27,8 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
     """Say how fast each way is: 100 rows a second unless a test says more."""
     said: Rates = {}
 
-    def rate(_: Any, tensors: dict[str, Any], batch_rows: int, intra_op: int, *_more: Any) -> float:
-        assert {len(tensor) for tensor in tensors.values()} == {max(tune.SIZES)}
+    def rate(_: Any, given: tune.Given, batch_rows: int, intra_op: int, *_more: Any) -> float:
+        assert {len(tensor) for tensors in given for tensor in tensors.values()} == {max(tune.SIZES)}
         return said.get((batch_rows, intra_op), 100.0)
 
     monkeypatch.setattr(tune, "_rate", rate)
@@ -157,7 +157,7 @@ def test_the_command_writes_what_score_takes(
     assert "256 rows, 1 thread" in done.out
     assert "batchserve.toml: batch_rows = 256 (3.00 times as fast)" in done.out
     made = bs.plan(str(source), model=model, on_null="nan", config=tmp_path / "batchserve.toml").plan
-    assert (made.recipe.batch_rows, made.recipe.model.intra_op) == (256, 1)
+    assert (made.recipe.batch_rows, made.recipe.scorers[0].model.intra_op) == (256, 1)
 
     rates.clear()
     before = Path("batchserve.toml").read_text()
@@ -175,7 +175,7 @@ def test_threads_of_a_run_are_in_the_plan(intra_op: int, monkeypatch: pytest.Mon
         str(FLIGHTS / "flights.csv"), model=FLIGHTS / "model.onnx", on_null="nan", intra_op=intra_op
     )
 
-    assert preview.plan.recipe.model.intra_op == intra_op
+    assert preview.plan.recipe.scorers[0].model.intra_op == intra_op
     assert asked.workers_here == 6 // intra_op
     assert asked.model_copy(update={"workers": 5}).workers_here == 5
-    assert model_._options(preview.plan.recipe.model).intra_op_num_threads == intra_op
+    assert model_._options(preview.plan.recipe.scorers[0].model).intra_op_num_threads == intra_op

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchserve.api import evaluate, export, plan, retry, score, scored
+    from batchserve.api import compare, evaluate, export, plan, retry, score, scored
     from batchserve.errors import BatchserveError
     from batchserve.frames import Model
     from batchserve.planning import Plan
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "BatchserveError", "Model", "Plan", "Report", "evaluate", "export", "plan", "retry", "score", "scored",
+    "BatchserveError", "Model", "Plan", "Report", "compare", "evaluate", "export", "plan", "retry", "score",
+    "scored",
 ]  # fmt: skip
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "Model": "frames",
     "Plan": "planning",
     "Report": "report",
+    "compare": "api",
     "evaluate": "api",
     "export": "api",
     "plan": "api",

@@ -1,6 +1,6 @@
 """The functions of `import batchserve`: the command line's own, with the same words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,6 +18,7 @@ from batchserve.target import Target
 if TYPE_CHECKING:
     import dask.dataframe as dd
 
+    from batchserve.comparison import Comparison
     from batchserve.evaluation import Evaluation
     from batchserve.exporting import Exported
     from batchserve.questions import Questions
@@ -158,6 +159,47 @@ def evaluate(
     return found
 
 
+def compare(
+    a: Path,
+    b: Path,
+    inputs: Paths,
+    *,
+    tolerance: float = 0.0,
+    top: int = 5,
+    config: Path | None = None,
+    **options: Unpack[Options],
+) -> "Comparison":
+    """Run two models over the same rows and say where their outputs differ; nothing is written.
+
+    Args:
+        a: One model, the champion say.
+        b: The other one.
+        inputs: A path, glob or folder, or several, in order.
+        tolerance: Numbers differ if |b - a| is more than this.
+        top: How many of the rows that differ most are kept for every output.
+        config: A config file; else the usual ones are looked for.
+        **options: The options of `batchserve score`, with underscores.
+
+    Raises:
+        ModelError: The models have no output of one name and kind.
+        BatchserveError: As when files are scored.
+
+    Example:
+        >>> import batchserve as bs
+        >>> found = bs.compare(
+        ...     "examples/iris/model.onnx", "examples/iris/model.onnx", "examples/iris/iris.csv"
+        ... )
+        >>> found.rows, found.differ
+        (150, 0)
+    """
+    from batchserve import comparison
+
+    given = _given(inputs)
+    flags = _flags(options) | {"model": dict(zip(comparison.NAMES, (fspath(a), fspath(b)), strict=True))}
+    settings = configuration.load(flags, given, config=_text(config))
+    return comparison.compared(settings.job, given, tolerance, top)
+
+
 def scored(inputs: Paths, *, config: Path | None = None, **options: Unpack[Options]) -> "dd.DataFrame":
     """Return a lazy Dask dataframe of the files' rows with their predictions.
 
@@ -276,4 +318,6 @@ def _text(path: Path | None) -> str | None:
 def _flags(options: Options) -> dict[str, Any]:
     given = {key: value for key, value in options.items() if value is not None}
     model = options.get("model")
-    return given | ({"model": fspath(model)} if model else {})
+    if isinstance(model, Mapping):
+        return given | {"model": {name: fspath(path) for name, path in model.items()}}
+    return given | ({"model": configuration.unnamed(fspath(model))} if model else {})

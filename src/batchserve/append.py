@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from batchserve.binding import Binding
 from batchserve.config import Job
 from batchserve.errors import OutputError, UsageError, raise_all
 from batchserve.inputs import Source
 from batchserve.inputs.inference import TYPES
 from batchserve.planning import Plan
 from batchserve.receipts import OutputReceipt
+from batchserve.scorers import Recipe
 from batchserve.target import Target
 from batchserve.workspace import differences
 
@@ -64,6 +66,10 @@ def _word(kind: pa.DataType) -> str | None:
     return next((word for word, each in TYPES.items() if each.equals(kind)), None)
 
 
+def _bindings(recipe: Recipe) -> list[Binding]:
+    return [scorer.binding for scorer in recipe.scorers]
+
+
 def check_same_kind(found: Target, earlier: OutputReceipt, made: Plan) -> None:
     """Check that new rows are scored as those in the dataset were.
 
@@ -73,7 +79,7 @@ def check_same_kind(found: Target, earlier: OutputReceipt, made: Plan) -> None:
     before = earlier.runs[-1].plan
     was, now = before.recipe, made.recipe
     same = (
-        was.model.sha256 == now.model.sha256 and was.binding == now.binding
+        was.digests == now.digests and _bindings(was) == _bindings(now)
         and was.predictions == now.predictions and was.schema_.equals(now.schema_)
         and was.batch_rows == now.batch_rows
     )  # fmt: skip

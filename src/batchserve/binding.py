@@ -74,6 +74,10 @@ class Wish(BaseModel, frozen=True):
     map: dict[str, str] = {}
     set: dict[str, str] = {}
     on_null: tuple[str, ...] = ()
+    other_inputs: frozenset[str] = frozenset()
+    """Inputs of other models of the job: what is said of them may not be about this one."""
+    other_columns: frozenset[str] = frozenset()
+    """Columns that other models of the job read."""
 
 
 def bind(signature: Signature, schema: pa.Schema, wish: Wish) -> Binding:
@@ -100,10 +104,10 @@ def bind(signature: Signature, schema: pa.Schema, wish: Wish) -> Binding:
     fixed = _constants(asked, fed, wish, problems)
     problems += _batch_problems(fed)
     for flag, named in (("map", wish.map), ("set", wish.set)):
-        unknown = set(named) - {port.name for port in asked.inputs}
+        unknown = set(named) - {port.name for port in asked.inputs} - wish.other_inputs
         problems += [_no_input(flag, name, asked) for name in sorted(unknown)]
     bound = [feed for feed in feeds if feed]
-    problems += _null_problems(bound, policies, schema)
+    problems += _null_problems(bound, policies, schema, wish.other_columns)
     raise_all(problems)
     with_nulls = tuple(_with_nulls(feed, policies) for feed in bound)
     return Binding(feeds=with_nulls, constants=fixed, fixed_batch=fed.fixed_batch)
@@ -371,10 +375,13 @@ def _with_nulls(feed: Feed, policies: Mapping[str, NullPolicy]) -> Feed:
 
 
 def _null_problems(
-    feeds: Sequence[Feed], policies: Mapping[str, NullPolicy], schema: pa.Schema
+    feeds: Sequence[Feed],
+    policies: Mapping[str, NullPolicy],
+    schema: pa.Schema,
+    other_columns: frozenset[str],
 ) -> Iterator[ModelError]:
     used = {name for feed in feeds for name in feed.columns}
-    for column in policies.keys() - used - {""}:
+    for column in policies.keys() - used - other_columns - {""}:
         near = did_you_mean(column, used)
         yield ModelError(f"--on-null {column}:...: the model reads no column {column}", near)
     for feed in (_with_nulls(feed, policies) for feed in feeds):

@@ -80,6 +80,78 @@ def _constants(value: Any) -> Any:
     return {name.strip(): text.strip() for name, _, text in pairs}
 
 
+MODEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAMED = re.compile(rf"({MODEL_NAME.pattern})=(.+)", re.DOTALL)
+
+
+def models(value: Any) -> Any:
+    """Read the path of one model, or paths by name from NAME=PATH.
+
+    Several stand in a list, in one text with commas, or in a table.
+
+    Example:
+        >>> models("m.onnx"), models("old=a.onnx,new=b.onnx"), models(["./a=b.onnx"])
+        ('m.onnx', {'old': 'a.onnx', 'new': 'b.onnx'}, './a=b.onnx')
+    """
+    if isinstance(value, Mapping):
+        return _well_named([(str(name), path) for name, path in value.items()])
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts:
+        return value
+    pieces = [piece for text in texts for piece in _model_pieces(str(text))]
+    found = [_NAMED.fullmatch(piece) for piece in pieces]
+    if len(pieces) == 1 and not found[0]:
+        return pieces[0]
+    if not all(found):
+        unnamed = next(piece for piece, match in zip(pieces, found, strict=True) if not match)
+        raise ValueError(f"{unnamed}: of several models each needs a name: NAME=PATH")
+    return _well_named([(match[1], match[2]) for match in found if match])
+
+
+def _model_pieces(text: str) -> list[str]:
+    """Cut a text at the commas before NAME=, if it begins with one: others are of a path."""
+    return re.split(rf",\s*(?={MODEL_NAME.pattern}=)", text) if _NAMED.match(text) else [text]
+
+
+def _well_named(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if wrong := [name for name, _ in pairs if not MODEL_NAME.fullmatch(name)]:
+        raise ValueError(f"{wrong[0]!r} is no name of a model: letters, digits and _, no digit first")
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} names two models")
+    if not pairs:
+        raise ValueError("names no model")
+    return dict(pairs)
+
+
+def said_models(texts: Sequence[str]) -> str | dict[str, str]:
+    """Read what `--model` said, where there is no whole job to read.
+
+    Raises:
+        UsageError: It makes no sense.
+    """
+    try:
+        found: str | dict[str, str] = models(texts)
+    except ValueError as error:
+        raise UsageError(f"--model: {error}", "say --model NAME=PATH for each") from None
+    return found
+
+
+def unnamed(path: str) -> str:
+    """Return a path of which no part will be taken for the name of a model.
+
+    Example:
+        >>> unnamed("m.onnx"), unnamed("year=2024/m.onnx")
+        ('m.onnx', './year=2024/m.onnx')
+    """
+    return f"./{path}" if _NAMED.match(path) else path
+
+
+def by_name(model: str | Mapping[str, str]) -> dict[str, str]:
+    """Return paths of models under their names: one without a name under an empty one."""
+    return {"": model} if isinstance(model, str) else dict(model)
+
+
 def duration(value: Any) -> Any:
     """Read a time in seconds.
 
@@ -96,11 +168,18 @@ def duration(value: Any) -> Any:
 
 
 def _sha256(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r"[0-9a-f]{64}", value.strip().lower()):
-        raise ValueError("not a sha256: 64 digits from 0 to f")
-    return value.strip().lower() if isinstance(value, str) else value
+    """Read one sha256, or several by the names of their models."""
+    said = models(value)
+    digests = by_name(said) if isinstance(said, str | dict) else {}
+    if wrong := [
+        each for each in digests.values() if not re.fullmatch(r"[0-9a-f]{64}", each.strip().lower())
+    ]:
+        raise ValueError(f"{wrong[0]} is not a sha256: 64 digits from 0 to f")
+    lower = {name: each.strip().lower() for name, each in digests.items()}
+    return lower.get("", lower) if lower else said
 
 
+Models = Annotated[str | dict[str, str] | None, BeforeValidator(models)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_items)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Constants = Annotated[dict[str, str], BeforeValidator(_constants)]
@@ -113,10 +192,10 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    model: str | None = None
-    """Path of the ONNX model; or a URL, `models:/NAME/ALIAS` of MLflow, `hf:OWNER/REPO`."""
-    model_sha256: Annotated[str, BeforeValidator(_sha256)] | None = None
-    """The sha256 that the model must have; needed for a URL."""
+    model: Models = None
+    """Path of the ONNX model, a URL, `models:/NAME/ALIAS` of MLflow, `hf:OWNER/REPO`; of several by name."""
+    model_sha256: Annotated[str | dict[str, str], BeforeValidator(_sha256)] | None = None
+    """The sha256 that the model must have, of several by name; needed for a URL."""
     features: Names = ()
     """Columns of a wide input, in order."""
     map: Pairs = {}
@@ -228,8 +307,8 @@ class Job(BaseModel):
 class Options(TypedDict, total=False):
     """The keyword arguments of `batchserve.score` and its kin: the fields of a job."""
 
-    model: str | os.PathLike[str] | None
-    model_sha256: str | None
+    model: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+    model_sha256: str | Mapping[str, str] | None
     features: Sequence[str]
     map: Mapping[str, str]
     set: Mapping[str, Any]
@@ -365,9 +444,20 @@ def _file_layer(path: Path, *, beside: bool) -> _Layer:
     lines = {key: _line_of(key, text) for key in values}
     problems = tuple(_key_problems(path, values, lines, beside=beside))
     known = {key: value for key, value in values.items() if key in FIELDS}
-    if isinstance(known.get("model"), str) and not is_reference(known["model"]):
-        known["model"] = str(path.parent / known["model"])
+    if paths := _model_paths(known.get("model")):
+        named = {name: m if is_reference(m) else str(path.parent / m) for name, m in paths.items()}
+        known["model"] = named.get("", named)
     return _Layer(known, str(path), lines, problems)
+
+
+def _model_paths(value: Any) -> dict[str, str]:
+    """Return the paths of models in a file, by name; nothing where they are wrong, which is told later."""
+    try:
+        found = models(value)
+    except ValueError:
+        return {}
+    paths = by_name(found) if isinstance(found, str | dict) else {}
+    return paths if all(isinstance(path, str) for path in paths.values()) else {}
 
 
 def _line_of(key: str, text: str) -> int:
@@ -386,14 +476,19 @@ def _key_problems(
         elif beside and key not in BESIDE_MAY_SET:
             message = f"{where}: may not be set by a config found beside the inputs"
             yield UsageError(message, f"say it as a flag, or trust the file: --config {path}")
-        elif beside and key == "model" and is_reference(str(values[key])):
-            message = (
-                f"{where}: {values[key]} is fetched, which a config found beside the inputs may not ask for"
-            )
-            yield UsageError(message, f"to use it all the same: --model {values[key]}")
-        elif beside and key == "model" and not _is_under(path.parent / str(values[key]), path.parent):
-            message = f"{where}: {values[key]} lies outside the folder of its config"
-            yield UsageError(message, f"to use it all the same: --model {path.parent / str(values[key])}")
+        elif beside and key == "model":
+            yield from _outside(where, path.parent, _model_paths(values[key]))
+
+
+def _outside(where: str, folder: Path, models: Mapping[str, str]) -> Iterator[UsageError]:
+    for name, model in models.items():
+        before = name and f"{name}="
+        if is_reference(model):
+            message = f"{where}: {model} is fetched, which a config found beside the inputs may not ask for"
+            yield UsageError(message, f"to use it all the same: --model {before}{model}")
+        elif not _is_under(folder / model, folder):
+            message = f"{where}: {model} lies outside the folder of its config"
+            yield UsageError(message, f"to use it all the same: --model {before}{folder / model}")
 
 
 def _is_under(path: Path, folder: Path) -> bool:

@@ -33,6 +33,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in redacted(text))
 
 
+def _models(model: str | dict[str, str] | None) -> str:
+    if isinstance(model, dict):
+        return f"models {', '.join(f'{name}={path}' for name, path in model.items())}"
+    return f"model {model}"
+
+
 class Screen:
     """Listens to a job and shows it: a live line on a terminal, plain lines elsewhere."""
 
@@ -49,7 +55,7 @@ class Screen:
 
     def header(self, version: str, settings: Settings) -> None:
         """Say which model and which config: the first line of every job."""
-        parts = [f"batchserve {version}", f"model {settings.job.model}"]
+        parts = [f"batchserve {version}", _models(settings.job.model)]
         if settings.file:
             where = " (found beside the inputs)" if settings.beside else ""
             parts.append(f"config {settings.file}{where}")

@@ -67,6 +67,12 @@ class BatchserveError(Exception):
         super().__init__(redacted(message), redacted(hint))
         self.message, self.hint = self.args
 
+    def about(self, name: str) -> "BatchserveError":
+        """Return the same error as one of `name`, which is one of several things."""
+        if self.singles:
+            return _together([single.about(name) for single in self.singles])
+        return type(self)(f"{name}: {self.message}", self.hint)
+
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
@@ -204,11 +210,29 @@ def raise_all(problems: Sequence[BatchserveError]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        flat = [single for problem in problems for single in problem.singles or (problem,)]
-        lines = [f"  {p.message}" + (f"  ({p.hint})" if p.hint else "") for p in flat]
-        together = type(problems[0])(f"{len(flat)} problems\n" + "\n".join(lines))
-        together.singles = tuple(flat)
-        raise together
+        raise _together([single for problem in problems for single in problem.singles or (problem,)])
+
+
+def _together(singles: Sequence[BatchserveError]) -> BatchserveError:
+    lines = [f"  {p.message}" + (f"  ({p.hint})" if p.hint else "") for p in singles]
+    together = type(singles[0])(f"{len(singles)} problems\n" + "\n".join(lines))
+    together.singles = tuple(singles)
+    return together
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the name of one of several things before what is wrong with it; an empty name changes nothing.
+
+    Raises:
+        BatchserveError: What the block raises, with the name.
+    """
+    try:
+        yield
+    except BatchserveError as error:
+        if not name:
+            raise
+        raise error.about(name) from error
 
 
 class Problems:

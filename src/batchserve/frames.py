@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from batchserve import arrays, binding, codec, parity, recipes, scoring
-from batchserve.config import Job
+from batchserve import arrays, binding, candidates, parity, recipes, scoring
+from batchserve.config import Job, unnamed
 from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition, cutting
 from batchserve.model import Signature, session_for
 from batchserve.modelfile import identify, operators
 from batchserve.planning import Plan
 from batchserve.rejects import Reject
-from batchserve.scoring import Recipe
+from batchserve.scorers import Recipe
 from batchserve.tally import Tally
 
 if TYPE_CHECKING:
@@ -69,13 +69,14 @@ class Model:
     ) -> None:
         self._job = Job.model_validate(
             {
-                "model": fspath(path), "model_sha256": model_sha256, "features": features,
+                "model": unnamed(fspath(path)), "model_sha256": model_sha256, "features": features,
                 "map": map or {}, "set": set or {},
                 "on_null": on_null, "prefix": prefix, "batch_rows": batch_rows, "keep": ("none",),
                 "custom_ops": fspath(custom_ops) if custom_ops else None, "device": device,
             }
         )  # fmt: skip
-        self._spec = recipes.named_model(self._job)
+        self._specs = recipes.named_models(self._job)
+        (self._spec,) = self._specs.values()
         self._recipes: dict[str, Recipe] = {}
         self.signature: Signature = session_for(self._spec).signature()
 
@@ -128,7 +129,7 @@ class Model:
         key = batch.schema.to_string()
         if key not in self._recipes:
             look = Look(batch.schema, batch.slice(0, _SAMPLE_ROWS))
-            self._recipes[key] = recipes.recipe_for(self._job, self._spec, look)
+            self._recipes[key] = recipes.recipe_for(self._job, self._specs, look)
         return predicted(batch, self._recipes[key])
 
     def _needed(self, table: pa.Table) -> pa.Table:
@@ -137,7 +138,7 @@ class Model:
         return table.select(names) if set(names) <= set(table.column_names) else table
 
     def _reads(self, present: Sequence[str]) -> list[str]:
-        return binding.wanted_columns(self.signature, recipes.wish(self._job), present)
+        return binding.wanted_columns(self.signature, candidates.wish(self._job), present)
 
     def __repr__(self) -> str:
         ports = [f"  in   {port}" for port in self.signature.inputs]
@@ -160,16 +161,15 @@ def predicted(batch: pa.RecordBatch, recipe: Recipe) -> pa.Table:
     Raises:
         DataError: Some rows cannot be scored.
     """
-    rows, misfits = codec.encode(batch, recipe.binding, recipe.keep)
+    given, misfits = scoring.encoded(batch, recipe)
     if misfits:
         shown = "; ".join(f"row {m.row} {m.column}: {m.value!r} {m.reason}" for m in misfits[:3])
         count = len({m.row for m in misfits})
         raise DataError(f"{count:,} of {batch.num_rows:,} rows cannot be scored: {shown}", _NULLS)
-    if not rows.rows:
+    if not batch.num_rows:
         return recipe.schema_.empty_table()
-    session = scoring.runs_of(recipe)
-    columns = scoring.predict(session, recipe.predictions, rows.tensors, recipe.batch_rows)
-    return pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_)
+    columns = scoring.predicted(scoring.runs_of(recipe), recipe, given, by_codes=False)
+    return pa.Table.from_arrays([*given[0].kept.columns, *columns], schema=recipe.schema_)
 
 
 _NULLS = "drop these rows, or say on_null='nan' or on_null='COLUMN:fill=VALUE'"
@@ -202,7 +202,7 @@ def read_scored(partition: Partition, recipe: Recipe) -> "pd.DataFrame":
     tally = Tally(lambda _, reject: found.append(reject))
     tables = [recipe.schema_.empty_table()]
     for rows, columns in scoring.scored(partition, recipe, scoring.runs_of(recipe), tally):
-        tables.append(pa.Table.from_arrays([*rows.encoded.kept.columns, *columns], schema=recipe.schema_))
+        tables.append(pa.Table.from_arrays([*rows.kept.columns, *columns], schema=recipe.schema_))
     if found:
         first = found[0]
         shown = f"{first.place.path} byte {first.place.byte_offset}: {first.column} {first.reason}"

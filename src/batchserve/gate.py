@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import codec, parity, probes, recipes, scoring, sources, surgery
+from batchserve import parity, probes, recipes, scoring, sources, surgery
 from batchserve.config import Job
 from batchserve.errors import DataError, ModelError, UsageError
 from batchserve.inputs import Look
 from batchserve.model import FEATURES_KEY, Tensor
 from batchserve.parity import Outputs, Parity
 from batchserve.probes import Probe
-from batchserve.scoring import Recipe
+from batchserve.scorers import Recipe
 from batchserve.sources import Candidate, Source
 
 
@@ -90,7 +90,7 @@ def _recipe(graph: Any, candidate: Candidate, rows: pa.RecordBatch, file: Path) 
     """Bind the graph to the sample's columns and prove that rows are independent, as a job would."""
     file.write_bytes(surgery.as_bytes(surgery.finished(graph, {}, features(candidate))))
     job = Job(model=str(file), keep=("none",), on_null=("nan",) if _has_nan(graph) else ())
-    return recipes.recipe_for(job, recipes.named_model(job), Look(rows.schema, rows))
+    return recipes.recipe_for(job, recipes.named_models(job), Look(rows.schema, rows))
 
 
 def features(candidate: Candidate) -> dict[str, str]:
@@ -127,7 +127,7 @@ def _scorable(rows: pa.RecordBatch, recipe: Recipe) -> tuple[pa.RecordBatch, int
     """Return the rows that `score` would not reject, and how many it would."""
     if not rows.num_rows:
         return rows, 0
-    _, misfits = codec.encode(rows, recipe.binding, ())
+    _, misfits = scoring.encoded(rows, recipe)
     bad = {misfit.row for misfit in misfits}
     if len(bad) == rows.num_rows:
         first = misfits[0]
@@ -138,17 +138,18 @@ def _scorable(rows: pa.RecordBatch, recipe: Recipe) -> tuple[pa.RecordBatch, int
 
 def _scores(rows: pa.RecordBatch, recipe: Recipe) -> dict[str, Tensor]:
     """Score rows as a job would, each output as one array [rows, ...]."""
-    encoded, _ = codec.encode(rows, recipe.binding, ())
-    columns = scoring.predict(scoring.runs_of(recipe), recipe.predictions, encoded.tensors, recipe.batch_rows)
+    given, _ = scoring.encoded(rows, recipe)
+    columns = scoring.predicted(scoring.runs_of(recipe), recipe, given, by_codes=False)
     return {p.output: _array(column) for p, column in zip(recipe.predictions, columns, strict=True)}
 
 
 def _shapes(rows: pa.RecordBatch, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Return the shape that one row has in each output, as onnxruntime gives it."""
-    encoded, _ = codec.encode(rows.slice(0, 1), recipe.binding, ())
+    (encoded,), _ = scoring.encoded(rows.slice(0, 1), recipe)
+    (session,) = scoring.runs_of(recipe)
     names = [p.output for p in recipe.predictions]
     tensors = {name: scoring.padded(t, recipe.batch_rows) for name, t in encoded.tensors.items()}
-    values = scoring.runs_of(recipe).run(names, tensors)
+    values = session.run(names, tensors)
     return {name: np.shape(value)[1:] for name, value in zip(names, values, strict=True)}
 
 

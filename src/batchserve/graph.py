@@ -25,7 +25,7 @@ from batchserve.errors import StoppedError
 from batchserve.events import Listener
 from batchserve.inputs import Partition
 from batchserve.outputs import Receipt, Workspace
-from batchserve.scoring import Recipe
+from batchserve.scorers import Recipe
 from batchserve.segments import Unpacker
 
 if TYPE_CHECKING:

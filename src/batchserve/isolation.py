@@ -26,7 +26,7 @@ from batchserve.lookups import NO_CODES, Codes
 from batchserve.model import Tensor
 from batchserve.outputs import Receipt, Workspace
 from batchserve.runs import Runs
-from batchserve.scoring import Recipe
+from batchserve.scorers import Recipe
 
 _ATTEMPT = re.compile(r"(p\d{6}(?:-from\d+)?)\.[0-9a-f]{12}\.(?:parquet|rejects\.jsonl)")
 

@@ -32,10 +32,11 @@ from batchserve.errors import (
 )
 from batchserve.events import Listener
 from batchserve.inputs import Source, files
+from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan
 from batchserve.receipts import OutputReceipt, receipt_of, receipt_of_plan
-from batchserve.recipes import named_model
+from batchserve.recipes import named_models
 from batchserve.rejects import Budget
 from batchserve.report import Report, cut_short, dialect_note, rejected, shortest, where
 from batchserve.storage import translated_writing
@@ -109,7 +110,8 @@ def _nothing_new(job: Job, work: _Work, problems: Problems) -> OutputReceipt | N
     """
     if work.earlier is None or work.sources:
         return None
-    problems.attempt(lambda: named_model(job), None)
+    nothing: dict[str, ModelSpec] = {}
+    problems.attempt(lambda: named_models(job), nothing)
     problems.check()
     return work.earlier
 

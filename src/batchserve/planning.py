@@ -15,14 +15,14 @@ from pydantic import BaseModel
 from batchserve import __version__, arrays, inputs
 from batchserve.config import Job
 from batchserve.effort import Effort
-from batchserve.errors import ModelError, Problems, StallError
+from batchserve.errors import ModelError, Problems, naming
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Partition, Source, cutting
 from batchserve.inputs.dialect import PLAIN, Asked, Dialect, Found
 from batchserve.model import runtime_version, session_for
 from batchserve.modelfile import ModelSpec
 from batchserve.outputs import PLAN_KEY, Amendment
-from batchserve.recipes import named_model, recipe_for
-from batchserve.scoring import Recipe
+from batchserve.recipes import named_models, recipe_for
+from batchserve.scorers import Recipe
 from batchserve.storage import patiently
 
 _MIN_PARTITION_BYTES = 8 << 20
@@ -59,7 +59,7 @@ class Plan(BaseModel, frozen=True):
         """The sha256 of all that changes bytes."""
         unseen: dict[str, Any] = {
             "amended": True, "batch_rows_asked": True, "asked": True, "dialect": True,
-            "recipe": {"model": {"path", "custom_ops"}},
+            "recipe": {"scorers": {"__all__": {"model": {"path", "custom_ops"}}}},
         }  # fmt: skip
         content = self.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -98,10 +98,10 @@ def make(
     Raises:
         BatchserveError: Every problem that can be seen before work starts.
     """
-    nothing = ModelSpec(path="", sha256="")
-    spec = problems.attempt(lambda: named_model(job), nothing)
-    if spec != nothing:
-        problems.attempt(lambda: session_for(spec), None)
+    nothing: dict[str, ModelSpec] = {}
+    specs = problems.attempt(lambda: named_models(job), nothing)
+    for name, spec in specs.items():
+        problems.attempt(partial(_opened, name, spec), None)
     empty = Look(pa.schema([]), arrays.empty_batch(pa.schema([])))
     look = empty
     asked = problems.attempt(lambda: Asked.of(job), Asked())
@@ -111,9 +111,7 @@ def make(
         look = problems.attempt(lambda: patiently(lambda _: looked()), empty)
     problems.check()
     try:
-        recipe = recipe_for(job, spec, look, tuple(types))
-    except StallError as error:
-        raise StallError(f"{spec.path}, on the first rows: {error.message}", error.hint) from error
+        recipe = recipe_for(job, specs, look, tuple(types))
     except ModelError as error:
         if look.found.doubtful:  # then the columns may not be what they seem
             hint = f"{error.hint or 'look at its columns'}; the file was read with {look.found}"
@@ -126,6 +124,11 @@ def make(
         types=types, dialect=look.found, drift=look.drift,
         asked=job.model_dump(include=_ASKED, exclude_defaults=True, mode="json"),
     )  # fmt: skip
+
+
+def _opened(name: str, spec: ModelSpec) -> None:
+    with naming(name):
+        session_for(spec)
 
 
 _ASKED = {
@@ -173,6 +176,10 @@ def footer(plan: Plan) -> dict[str, str]:
     """Return the key-values that every part and the output carry."""
     return {
         PLAN_KEY: plan.plan_id,
-        "batchserve.model_sha256": plan.recipe.model.sha256,
+        **{f"{_MODEL_KEY}{name and '.'}{name}": digest for name, digest in plan.recipe.digests.items()},
         "batchserve.version": plan.versions["batchserve"],
     }
+
+
+_MODEL_KEY = "batchserve.model_sha256"
+"""In the footer; with `.NAME` for a model that has a name."""

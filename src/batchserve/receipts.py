@@ -61,7 +61,8 @@ class OutputReceipt(BaseModel, frozen=True):
     read_retries: int
     """Times a partition was begun again because reading failed for the moment."""
     seconds: dict[str, float]
-    model_sha256: str
+    model_sha256: str | dict[str, str]
+    """Of the model; of models with names, one under each."""
     versions: dict[str, str]
     inputs: tuple[Source, ...]
     runs: tuple[Run, ...]
@@ -85,7 +86,7 @@ def summed(
     """
     facts = [receipt.facts for receipt in receipts]
     nulls = _added([f.nulls for f in facts])
-    rules = plan.recipe.binding.null_rules
+    rules = plan.recipe.null_rules
     scored = [
         Scored(rows_in=r.facts.rows_in, rows_out=r.rows_out, extents=r.facts.extents, refused=r.facts.refused)
         for r in receipts
@@ -108,7 +109,7 @@ def summed(
         halved_batches=sum(f.halved_batches for f in facts),
         read_retries=sum(f.read_retries for f in facts),
         seconds=_added([f.seconds for f in facts]),
-        model_sha256=plan.recipe.model.sha256,
+        model_sha256=plan.recipe.digests.get("", plan.recipe.digests),
         versions=plan.versions,
         inputs=plan.sources,
         runs=(Run(plan=plan, scored=tuple(scored)),),

@@ -1,24 +1,26 @@
-"""Model and columns -> the recipe that scores a partition: bound, tried on the first rows, proven."""
+"""Models and columns -> the recipe that scores a partition: bound, tried on the first rows, proven."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
-from batchserve import arrays, codec, effort, lists, memory, predictions, proof
-from batchserve.binding import Binding, Feed, Wish, bind
+from batchserve import candidates, config
+from batchserve.binding import Binding
+from batchserve.candidates import Candidate, Specs
 from batchserve.config import Job
 from batchserve.effort import Effort
-from batchserve.errors import BatchserveError, ModelError, Problems, UsageError, did_you_mean, raise_all
+from batchserve.errors import NotFoundError, Problems, StallError, UsageError, naming
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Reading, inference
-from batchserve.model import Signature, Tensor, session_for
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import dictionaries
-from batchserve.predictions import Prediction
-from batchserve.runs import Runs
-from batchserve.scoring import Recipe, padded
+from batchserve.scorers import Recipe, Scorer
+
+T = TypeVar("T")
 
 BATCH_ROWS = 1024
 """Rows per run of the model. Tree and one-hot models ran twice as fast at 1,024 to 4,096 as at
@@ -31,8 +33,8 @@ _MOST_BATCH_BYTES = 32 << 20
 """Of the inputs of one run, unless that would be less than 64 rows."""
 
 
-def named_model(job: Job) -> ModelSpec:
-    """Return the model that the job names.
+def named_models(job: Job) -> dict[str, ModelSpec]:
+    """Return the models that the job names, under their names; one without a name under an empty one.
 
     Raises:
         UsageError: It names none.
@@ -42,77 +44,136 @@ def named_model(job: Job) -> ModelSpec:
         raise UsageError(
             "no model is named", "say --model PATH, set BATCHSERVE_MODEL, or put model = in batchserve.toml"
         )
-    return identify(job.model, job.device, job.custom_ops, job.intra_op, job.model_sha256)
+    problems = Problems()
+    found: dict[str, ModelSpec] = {}
+    paths = config.by_name(job.model)
+    digests = _digests(job, list(paths))
+    for name, path in paths.items():
+        spec = problems.attempt(partial(_identified, job, name, path, digests.get(name)), None)
+        found |= {name: spec} if spec else {}
+    problems.check()
+    return found
 
 
-def wish(job: Job) -> Wish:
-    """Return what the user said about columns and inputs."""
-    return Wish(features=job.features, map=job.map, set=job.set, on_null=job.on_null)
+def _digests(job: Job, names: Sequence[str]) -> dict[str, str]:
+    """Return what the sha256 of models must be; one without a name is for the only model."""
+    said = config.by_name(job.model_sha256) if job.model_sha256 else {}
+    if set(said) == {""} and len(names) == 1:
+        return {names[0]: said[""]}
+    if unknown := [name for name in said if name not in names]:
+        message = f"--model-sha256 {unknown[0] or 'HEX'}: there is no model of that name"
+        raise UsageError(message, "of several models say NAME=HEX for each")
+    return said
 
 
-def recipe_for(job: Job, spec: ModelSpec, look: Look, fixed: tuple[str, ...] = ()) -> Recipe:
-    """Bind a model to columns, see what it gives, and prove that its rows are independent.
+def _identified(job: Job, name: str, path: str, sha256: str | None) -> ModelSpec:
+    with naming(name):
+        try:
+            return identify(path, job.device, job.custom_ops, job.intra_op, sha256)
+        except NotFoundError as error:
+            whole = f"{name}={path}"
+            if name and Path(whole).is_file():
+                raise NotFoundError(error.message, f"a path with = is said with ./ : ./{whole}") from error
+            raise
+
+
+def recipe_for(job: Job, specs: Specs, look: Look, fixed: tuple[str, ...] = ()) -> Recipe:
+    """Bind models to columns, see what they give, and prove that their rows are independent.
 
     Args:
         job: What the user wants.
-        spec: The model.
+        specs: The models.
         look: The columns and some rows.
         fixed: Columns whose type the user set.
 
     Raises:
-        BatchserveError: Model, columns and wishes do not fit; all problems are told.
+        BatchserveError: Models, columns and wishes do not fit; all problems are told.
     """
-    signature = session_for(spec).signature()
     problems = Problems()
+    bound = candidates.bound(job, specs, look.schema, problems)
     none: tuple[str, ...] = ()
-    bound = problems.attempt(lambda: bind(signature, look.schema, wish(job)), Binding(feeds=()))
-    names = problems.attempt(lambda: _outputs(job, signature), none)
     keep = problems.attempt(lambda: _keep(job, look.schema.names), none)
+    problems.attempt(lambda: _check_clash([c for each in bound for c in each.outputs.values()], keep), None)
     problems.check()
-    look = _as_numbers(look, bound)
-    binding = codec.settled(bound, look.sample)
-    whole = binding.fixed_batch is not None
-    session = Runs(session_for(spec), job.stall_timeout, binding.constant_tensors, fixed=whole)
-    work = effort.of(spec, binding)
-    batch_rows = _batch_rows(job, binding, work)
-    tensors = _first_rows(look, binding, batch_rows)
-    worked = False
-    if not (job.batch_rows or whole):
-        untimed = Runs(session_for(spec), constants=binding.constant_tensors)
-        batch_rows, worked = _fitting(job, untimed, names, tensors, batch_rows)
-        tensors = {name: tensor[:batch_rows] for name, tensor in tensors.items()}
-    if not (worked or job.rows_depend):
-        tensors = proof.runnable(session, names, tensors, batch_rows)
-    values = _observed(session, names, tensors, batch_rows)
-    seen = _predictions(job, signature, values, batch_rows)
-    _check_clash(seen, keep)
-    if not job.rows_depend:
-        proof.prove(spec, session, values, tensors, batch_rows)
-    matters = not whole and proof.size_matters(session, seen, tensors, batch_rows)
-    wanted = tuple(n for n in look.schema.names if n in {*keep, *binding.columns})
+    numeric = _numeric([each.binding for each in bound])
+    look = _as_numbers(look, numeric)
+    tried = [problems.attempt(partial(_told, each, partial(each.settled, look)), None) for each in bound]
+    problems.check()
+    settled = [each for each in tried if each]
+    batch_rows, worked = _fitting(job, settled, _batch_rows(job, settled))
+    _check_sizes(job, settled, batch_rows)
+    proven = [
+        _told(each, partial(each.proven, job, each.fixed_rows or batch_rows, worked=each.name in worked))
+        for each in settled
+    ]
+    scorers = tuple(scorer for scorer, _ in proven)
+    read = {name for scorer in scorers for name in scorer.binding.columns}
     reading = Reading(
-        schema_=look.schema, columns=wanted, numeric=binding.numeric, fixed=fixed, batch_rows=batch_rows,
-        dialect=look.found.dialect,
+        schema_=look.schema, columns=tuple(n for n in look.schema.names if n in {*keep, *read}),
+        numeric=numeric, fixed=fixed, batch_rows=batch_rows, dialect=look.found.dialect,
     )  # fmt: skip
-    given = [predictions.decode(p, values[p.output]) for p in seen]
-    added = [pa.field(p.column, array.type) for p, array in zip(seen, given, strict=True)]
-    row_bytes = _row_bytes([*look.sample.select(list(keep)).columns, *given])
     kept = [look.schema.field(name).with_nullable(nullable=True) for name in keep]
+    predicted = [column for _, columns in proven for column in columns]
+    names = [prediction.column for scorer in scorers for prediction in scorer.predictions]
+    added = [pa.field(name, column.type) for name, column in zip(names, predicted, strict=True)]
     output = pa.schema([*kept, *added])
     return Recipe(
-        model=spec, reading=reading, binding=binding, predictions=seen, keep=keep, schema_=output,
-        coded=dictionaries(output, look.sample), batch_rows=batch_rows, limit=job.limit,
-        rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite, size_matters=matters, effort=work,
-        row_bytes=row_bytes,
+        scorers=scorers, reading=reading, keep=keep, schema_=output, coded=dictionaries(output, look.sample),
+        batch_rows=batch_rows, limit=job.limit, rows_depend=job.rows_depend, on_nonfinite=job.on_nonfinite,
+        row_bytes=_row_bytes([*look.sample.select(list(keep)).columns, *predicted]),
     )  # fmt: skip
 
 
-def _as_numbers(look: Look, binding: Binding) -> Look:
-    """Type columns that the model reads as numbers by their numbers: a text that is none is a reject.
+def _row_bytes(columns: Sequence[pa.Array]) -> int:
+    return sum(column.nbytes // max(1, len(column)) for column in columns)
+
+
+def _told(candidate: Candidate, call: Callable[[], T]) -> T:
+    """Call something of a candidate; which one it was is told."""
+    with naming(candidate.name):
+        try:
+            return call()
+        except StallError as error:
+            raise StallError(
+                f"{candidate.spec.path}, on the first rows: {error.message}", error.hint
+            ) from error
+
+
+def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
+    if job.keep == ("all",):
+        return tuple(names)
+    source = (SOURCE_FILE, SOURCE_ROW) if job.add_source else ()
+    if job.keep == ("none",):
+        return source
+    candidates.check_known(job.keep, names, "--keep {}: no such column", "columns are")
+    return tuple(name for name in names if name in {*job.keep, *source})
+
+
+def _check_clash(columns: Sequence[str], keep: Sequence[str]) -> None:
+    clash = [name for name in columns if name in keep]
+    if clash:
+        message = f"column {', '.join(clash)}: is in the input and would be an output of the model too"
+        raise UsageError(message, "name the predictions apart: --prefix model_")
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        message = f"column {', '.join(twice)}: would be of two models"
+        raise UsageError(message, "give one of the models another name: --model NAME=PATH")
+
+
+# -- columns of numbers -----------------------------------------------------------------------
+
+
+def _numeric(bindings: Sequence[Binding]) -> tuple[str, ...]:
+    """Return the columns that are read as numbers, but for those that another model reads as texts."""
+    texts = {name for each in bindings for name in each.columns if name not in each.numeric}
+    return tuple(dict.fromkeys(n for each in bindings for n in each.numeric if n not in texts))
+
+
+def _as_numbers(look: Look, numeric: Sequence[str]) -> Look:
+    """Type columns that the models read as numbers by their numbers: a text that is none is a reject.
 
     So a column does not become text by a bad row that the sample happens to hold.
     """
-    kinds = {name: look.numbers[name] for name in binding.numeric if name in look.numbers}
+    kinds = {name: look.numbers[name] for name in numeric if name in look.numbers}
     if not kinds:
         return look
     fields, columns = list(look.schema), list(look.sample.columns)
@@ -123,35 +184,18 @@ def _as_numbers(look: Look, binding: Binding) -> Look:
     return replace(look, schema=schema, sample=pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
-def _outputs(job: Job, signature: Signature) -> tuple[str, ...]:
-    known = [port.name for port in signature.outputs]
-    _check_known(job.outputs, known, "--outputs {}: the model has no such output", "its outputs are")
-    wanted = [port for port in signature.outputs if port.name in (job.outputs or known)]
-    raise_all([problem for port in wanted if (problem := predictions.refusal(port))])
-    return tuple(job.outputs or known)
+# -- rows of a run ----------------------------------------------------------------------------
 
 
-def _keep(job: Job, names: Sequence[str]) -> tuple[str, ...]:
-    if job.keep == ("all",):
-        return tuple(names)
-    source = (SOURCE_FILE, SOURCE_ROW) if job.add_source else ()
-    if job.keep == ("none",):
-        return source
-    _check_known(job.keep, names, "--keep {}: no such column", "columns are")
-    return tuple(name for name in names if name in {*job.keep, *source})
+def usual_rows(models: Sequence[Candidate | Scorer]) -> int:
+    """Return the rows per run of models, if nobody asks for others and memory is enough.
 
-
-def _check_known(named: Sequence[str], known: Sequence[str], message: str, listed: str) -> None:
-    hint = f"{listed}: {', '.join(known)}"
-    unknown = [name for name in named if name not in known]
-    raise_all([UsageError(message.format(name), did_you_mean(name, known) or hint) for name in unknown])
-
-
-def usual_rows(binding: Binding, work: Effort) -> int:
-    """Return the rows per run of a model, if nobody asks for others and memory is enough.
-
-    What is between two operators is to stay in the cache, and what goes in is to be no giant.
+    What is between two operators is to stay in the cache, and what goes in is to be no giant: of each.
     """
+    return min(_usual_rows(each.binding, each.effort) for each in models)
+
+
+def _usual_rows(binding: Binding, work: Effort) -> int:
     rows = BATCH_ROWS
     while rows > _LEAST_BATCH_ROWS and (
         rows * binding.row_bytes > _MOST_BATCH_BYTES or rows * work.widest_bytes > _CACHE_BYTES
@@ -160,101 +204,36 @@ def usual_rows(binding: Binding, work: Effort) -> int:
     return rows
 
 
-def _batch_rows(job: Job, binding: Binding, work: Effort) -> int:
-    fixed = binding.fixed_batch
-    if fixed is None:
-        return job.batch_rows or usual_rows(binding, work)
-    if job.batch_rows not in {None, fixed}:
-        message = f"--batch-rows {job.batch_rows}: the model takes exactly {fixed} rows"
+def _batch_rows(job: Job, models: Sequence[Candidate]) -> int:
+    """Return the rows of every run of models that take any number; without one, the largest that is fixed."""
+    fixed = sorted({each.fixed_rows for each in models if each.fixed_rows})
+    if anyhow := [each for each in models if not each.fixed_rows]:
+        return job.batch_rows or usual_rows(anyhow)
+    if job.batch_rows not in {None, *fixed}:
+        message = (
+            f"--batch-rows {job.batch_rows}: the model takes exactly {' or '.join(map(str, fixed))} rows"
+        )
         raise UsageError(message, "leave it out")
-    return fixed
+    return fixed[-1]
 
 
-def _fitting(
-    job: Job, session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
-) -> tuple[int, bool]:
-    """Lower the rows of a run until all workers' runs fit into memory at once.
+def _fitting(job: Job, models: Sequence[Candidate], batch_rows: int) -> tuple[int, set[str]]:
+    """Lower the rows of a run until they fit into memory.
 
     Returns:
-        The rows, and whether a run of so many was tried and ended well.
+        The rows, and the names of models of which a run was tried and ended well.
     """
-    elsewhere = bool(job.cluster or job.scheduler)
-    if elsewhere and not job.memory_limit:
-        return batch_rows, False
-    workers = job.workers_here
-    share = memory.share_bytes(workers, job.memory_limit, processes=workers if elsewhere else 1)
-
-    def run(rows: int) -> None:
-        session.once(names, {name: padded(tensor[:rows], rows) for name, tensor in tensors.items()})
-
-    return memory.fitting_rows(run, batch_rows, share, job.stall_timeout)
+    worked = set()
+    for each in models if not job.batch_rows else ():
+        if not each.fixed_rows:
+            batch_rows, well = each.fitting(job, batch_rows, len(models))
+            worked |= {each.name} if well else set()
+    return batch_rows, worked
 
 
-def _first_rows(look: Look, binding: Binding, batch_rows: int) -> dict[str, Tensor]:
-    """Encode the first sampled rows that the model can take; one made-up row if there is none."""
-    encoded, misfits = codec.encode(look.sample, binding, ())
-    _check_texts(look, binding, misfits)
-    good = np.ones(look.sample.num_rows, dtype=bool)
-    good[[misfit.row for misfit in misfits]] = False
-    if good.any():
-        return {name: tensor[good][:batch_rows] for name, tensor in encoded.tensors.items()}
-    made = {"object": ""}
-    return {
-        feed.input: np.full(_row_shape(feed), made.get(feed.dtype, 0), feed.dtype) for feed in binding.feeds
-    }
-
-
-def _row_shape(feed: Feed) -> tuple[int, ...]:
-    if feed.packed:
-        return (1, *(dim or 0 for dim in feed.shape))
-    return (1, len(feed.columns))[: feed.rank]
-
-
-def _check_texts(look: Look, binding: Binding, misfits: Sequence[codec.Misfit]) -> None:
-    """Refuse a text column for numbers if not one of its sampled texts is a number."""
-    problems: list[BatchserveError] = []
-    for name in binding.numeric:
-        if lists.is_list(look.schema.field(name).type):
-            continue
-        bad = [m for m in misfits if m.column == name and m.kind == "CAST"]
-        if not bad:
-            continue
-        texts = arrays.without_null_texts(look.sample.column(name))
-        if len(bad) == len(texts) - texts.null_count:
-            message = f"column {name} holds text ({bad[0].value!r}), the model wants numbers"
-            problems.append(ModelError(message, "read another column: --map INPUT=COLUMN, or --features"))
-    raise_all(problems)
-
-
-def _observed(
-    session: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int
-) -> dict[str, Any]:
-    """Run the model once to see what its outputs really are: shapes may be symbolic."""
-    batch = {name: padded(tensor, batch_rows) for name, tensor in tensors.items()}
-    return dict(zip(names, session.run(names, batch), strict=True))
-
-
-def _predictions(
-    job: Job, signature: Signature, values: Mapping[str, Any], batch_rows: int
-) -> tuple[Prediction, ...]:
-    """Decide the columns that outputs become.
-
-    Independent rows of one run have one size; a run of one row may give any, as may --rows-depend.
-    """
-    loose = batch_rows == 1 or job.rows_depend
-    free = {port.name for port in signature.outputs if loose and predictions.varies(port)}
-    return tuple(
-        predictions.observe(name, job.prefix + name, each, batch_rows, open_sizes=name in free)
-        for name, each in values.items()
-    )
-
-
-def _row_bytes(columns: Sequence[pa.Array]) -> int:
-    return sum(column.nbytes // max(1, len(column)) for column in columns)
-
-
-def _check_clash(seen: Sequence[Prediction], keep: Sequence[str]) -> None:
-    clash = [p.column for p in seen if p.column in keep]
-    if clash:
-        message = f"column {', '.join(clash)}: is in the input and would be an output of the model too"
-        raise UsageError(message, "name the predictions apart: --prefix model_")
+def _check_sizes(job: Job, models: Sequence[Candidate], batch_rows: int) -> None:
+    """Refuse models whose rows depend on their batch if their batches would be cut at different rows."""
+    sizes = {each.fixed_rows or batch_rows for each in models}
+    if job.rows_depend and len(sizes) > 1:
+        message = f"--rows-depend: the models take {', '.join(map(str, sorted(sizes)))} rows a run"
+        raise UsageError(message, "say one --batch-rows for all, or score each model alone")

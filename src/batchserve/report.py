@@ -17,11 +17,13 @@ from batchserve.errors import DataError, redacted
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, cutting
 from batchserve.inputs.records import LineCounter
 from batchserve.ledger import Ledger
+from batchserve.modelfile import ModelSpec
 from batchserve.planning import Plan
 from batchserve.profile import Profile
 from batchserve.receipts import OutputReceipt
 from batchserve.recipes import usual_rows
 from batchserve.rejects import Line, Place, RejectGroup
+from batchserve.scorers import Scorer
 from batchserve.target import Target
 
 
@@ -220,22 +222,44 @@ def shortest(path: str) -> str:
 
 def plan_facts(made: Plan) -> dict[str, str]:
     """Return what a plan will do, as words for people."""
-    recipe, binding = made.recipe, made.recipe.binding
+    recipe = made.recipe
     size = sum(source.size_bytes for source in made.sources)
     facts = {"inputs": f"{len(made.sources):,} file{'s' * (len(made.sources) != 1)}, {human_bytes(size)}"}
     facts |= _written(made)
     facts |= {
-        "model": f"{shortest(recipe.model.path)} (sha256 {recipe.model.sha256[:12]})",
+        **{f"model {each.name}".rstrip(): _model(each.model) for each in recipe.scorers},
         "partitions": f"{len(made.partitions):,} of about "
         f"{human_bytes(made.bytes_total // max(1, len(made.partitions)))}",
-        "batch rows": f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}",
+        "batch rows": _batch_rows(made),
     }
-    facts |= {f"in  {feed.input}": _fed(feed, made) for feed in binding.feeds}
-    facts |= {f"in  {each.input}": f"{each}, in every run" for each in binding.constants}
+    for scorer in recipe.scorers:
+        facts |= _taken(scorer, made)
     kept = f"{len(recipe.keep)} of {len(recipe.reading.schema_)} input columns pass through"
-    facts |= {f"out {p.output}": _given_as(p.column, made) for p in recipe.predictions}
+    for scorer in recipe.scorers:
+        facts |= {f"out {scorer.label(p.output)}": _given_as(p.column, made) for p in scorer.predictions}
     facts |= _added(made) | {f"drift {i}": line for i, line in enumerate(made.drift, 1)}
     return facts | {"keeps": kept, "rows": _independence(made), "plan id": made.plan_id}
+
+
+def _model(spec: ModelSpec) -> str:
+    return f"{shortest(spec.path)} (sha256 {spec.sha256[:12]})"
+
+
+def _batch_rows(made: Plan) -> str:
+    recipe = made.recipe
+    fixed = [each for each in recipe.scorers if each.binding.fixed_batch]
+    if len(fixed) == len(recipe.scorers) == 1:
+        return f"{recipe.batch_rows:,} in every run of the model, fixed in the model"
+    every = f"{recipe.batch_rows:,} in every run of the model{_lowered(made)}"
+    own = [f"{each.name} takes {each.binding.fixed_batch:,}, fixed in the model" for each in fixed]
+    return "; ".join([every, *own])
+
+
+def _taken(scorer: Scorer, made: Plan) -> dict[str, str]:
+    """Return what the inputs of a model are filled with."""
+    binding = scorer.binding
+    fed = {f"in  {scorer.label(feed.input)}": _fed(feed, made) for feed in binding.feeds}
+    return fed | {f"in  {scorer.label(each.input)}": f"{each}, in every run" for each in binding.constants}
 
 
 def _written(made: Plan) -> dict[str, str]:
@@ -272,9 +296,10 @@ def _added(made: Plan) -> dict[str, str]:
 
 
 def _lowered(made: Plan) -> str:
-    if made.recipe.binding.fixed_batch:
-        return ", fixed in the model"
-    usual = usual_rows(made.recipe.binding, made.recipe.effort)
+    anyhow = [each for each in made.recipe.scorers if not each.binding.fixed_batch]
+    if not anyhow:
+        return ""
+    usual = usual_rows(anyhow)
     lowered = made.batch_rows_asked is None and made.recipe.batch_rows < usual
     return f": {usual:,} would not fit into memory" if lowered else ""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchserve.codec import Encoded
@@ -26,21 +27,30 @@ class Stretch:
         """Return rows `start` to `stop` of it."""
         return replace(self, rows=self.rows[start:stop])
 
+    def record_of(self, at: int) -> int:
+        """Return how many records of the slice are before row `at` of it."""
+        return self.record + int(self.rows[at])
+
     def reject(self, at: int, fault: Fault) -> Reject:
         """Build the reject for row `at` of it."""
-        row = int(self.rows[at])
-        return self.block.reject(row, self.record + row, fault)
+        return self.block.reject(int(self.rows[at]), self.record_of(at), fault)
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows ready for the model, each still knowing its record."""
 
-    encoded: Encoded
+    encoded: tuple[Encoded, ...]
+    """What each model is given; the first also holds the columns that pass through."""
     origins: tuple[Stretch, ...]
 
     def __len__(self) -> int:
-        return self.encoded.rows
+        return self.encoded[0].rows
+
+    @property
+    def kept(self) -> pa.RecordBatch:
+        """The columns that pass through."""
+        return self.encoded[0].kept
 
     def slice(self, start: int, stop: int) -> "Rows":
         """Return rows `start` to `stop` without copying."""
@@ -50,11 +60,12 @@ class Rows:
             if first < last:
                 found.append(stretch.cut(first, last))
             at += len(stretch.rows)
-        return Rows(self.encoded.slice(start, stop), tuple(found))
+        return Rows(tuple(each.slice(start, stop) for each in self.encoded), tuple(found))
 
     def joined(self, other: "Rows") -> "Rows":
         """Return these rows followed by those of `other`."""
-        return Rows(self.encoded.joined(other.encoded), self.origins + other.origins)
+        both = zip(self.encoded, other.encoded, strict=True)
+        return Rows(tuple(mine.joined(theirs) for mine, theirs in both), self.origins + other.origins)
 
     def take(self, good: NDArray[np.bool_]) -> "Rows":
         """Return only the rows where `good` is true."""
@@ -63,15 +74,20 @@ class Rows:
             kept = np.asarray(stretch.rows)[good[at : at + len(stretch.rows)]]
             found.append(replace(stretch, rows=kept))
             at += len(stretch.rows)
-        return Rows(self.encoded.take(good), tuple(found))
+        return Rows(tuple(each.take(good) for each in self.encoded), tuple(found))
+
+    def origin(self, row: int) -> tuple[Stretch, int]:
+        """Return the stretch that a row is of, and how many rows of it are before that."""
+        for stretch in self.origins:
+            if row < len(stretch.rows):
+                return stretch, row
+            row -= len(stretch.rows)
+        raise IndexError(row)
 
     def reject(self, row: int, fault: Fault) -> tuple[int, Reject]:
         """Return the number of the slice that a row is of, and the reject for it."""
-        for stretch in self.origins:
-            if row < len(stretch.rows):
-                return stretch.slice, stretch.reject(row, fault)
-            row -= len(stretch.rows)
-        raise IndexError(row)
+        stretch, at = self.origin(row)
+        return stretch.slice, stretch.reject(at, fault)
 
 
 def aligned(pieces: Iterable[Rows], batch_rows: int) -> Iterator[Rows]:

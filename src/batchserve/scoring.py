@@ -3,63 +3,30 @@
 read -> bind -> run -> encode -> write part -> receipt
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
-from batchserve import codec, effort, inputs, outputs, predictions
-from batchserve.binding import Binding
-from batchserve.codec import Misfit
-from batchserve.effort import Effort
-from batchserve.errors import CrashError, MemoryShortError, RunError, StallError
-from batchserve.inputs import ArrowSchema, BadRecord, Block, Fault, Partition, Reading, TypeMisfit
+from batchserve import codec, inputs, outputs, predictions
+from batchserve.codec import Encoded, Misfit
+from batchserve.errors import CrashError, MemoryShortError, RunError, StallError, naming
+from batchserve.inputs import BadRecord, Block, Fault, Partition, TypeMisfit
 from batchserve.lookups import NO_CODES, Codes
-from batchserve.model import Session, Tensor, session_for
-from batchserve.modelfile import ModelSpec
+from batchserve.model import Session, Tensor
 from batchserve.outputs import Receipt, Workspace
 from batchserve.predictions import Prediction
 from batchserve.rejects import Reject, RejectClass
 from batchserve.rows import Rows, Stretch, aligned
 from batchserve.runs import Runs
+from batchserve.scorers import Recipe
 from batchserve.stopwatch import Stopwatch
 from batchserve.storage import patiently
 from batchserve.tally import Tally
-
-
-class Recipe(BaseModel):
-    """Everything a worker must know to turn any partition into the same bytes."""
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
-
-    model: ModelSpec
-    reading: Reading
-    binding: Binding
-    predictions: tuple[Prediction, ...]
-    keep: tuple[str, ...]
-    """Input columns that pass through, in input order."""
-    schema_: ArrowSchema
-    """The output: kept columns, then predictions."""
-    coded: tuple[str, ...] = ()
-    """Columns of the output that are written with a dictionary."""
-    batch_rows: int
-    """Rows of every single run of the model; short ones are padded."""
-    limit: int | None = None
-    """Records to read, or None for all."""
-    rows_depend: bool = False
-    """Whether rows may change each other's scores: then none can be left out of a run."""
-    on_nonfinite: Literal["keep", "reject"] = "keep"
-    """What becomes of a row whose score is infinite or not a number."""
-    effort: Effort = effort.NONE
-    """What the model is taken to need for a row."""
-    size_matters: bool = False
-    """Whether bits of scores were seen to depend on how many rows a run has."""
-    row_bytes: int = 0
-    """What a row of the output takes in memory, by the first rows."""
 
 
 def score_partition(
@@ -112,26 +79,24 @@ def _attempt(  # noqa: PLR0913, PLR0917  one more than it should be: the count o
             runs = runs_of(recipe, stall_timeout_s, kind)
         for rows, columns in scored(partition, recipe, runs, tally):
             with tally.timed("encode"):
-                part.write(rows.encoded.kept, columns)
+                part.write(rows.kept, columns)
             tick(tally.rows_in)
         with tally.timed("encode"):
             part.finish()
         tally.hand_over("encode", "write", part.writing)
-        tally.halved = runs.halved
+        tally.halved = sum(each.halved for each in runs)
         with (committing := Stopwatch()):
             receipt = part.commit(partition.index, tally.facts(partition))
         return receipt.with_time("write", committing)
 
 
-def runs_of(recipe: Recipe, timeout_s: float | None = None, kind: type[Runs] = Runs) -> Runs:
-    """Return what runs the model of a recipe: it knows the inputs that no column fills.
+def runs_of(recipe: Recipe, timeout_s: float | None = None, kind: type[Runs] = Runs) -> tuple[Runs, ...]:
+    """Return what runs the models of a recipe, one for each.
 
     Raises:
-        ModelError: The file is not the model that was planned, or cannot be run.
+        ModelError: A file is not the model that was planned, or cannot be run.
     """
-    binding = recipe.binding
-    fixed = binding.fixed_batch is not None
-    return kind(session_for(recipe.model), timeout_s, binding.constant_tensors, fixed=fixed)
+    return tuple(scorer.opened(timeout_s, kind) for scorer in recipe.scorers)
 
 
 # -- rows to the model ------------------------------------------------------------------------
@@ -196,14 +161,37 @@ def _limited(block: Block, limit: int | None, tally: Tally) -> Block:
 
 
 def _bound(held: Sequence[Stretch], recipe: Recipe, tally: Tally) -> Rows:
+    nulls, rounded = Counter[str](), Counter[str]()
     with tally.timed("bind"):
         batches = [stretch.block.batch for stretch in held]
         batch = pa.concat_batches(batches) if len(batches) > 1 else batches[0]
-        encoded, misfits = codec.encode(batch, recipe.binding, recipe.keep)
-        tally.nulls += encoded.nulls
-        tally.rounded += encoded.rounded
-        rows = Rows(encoded, tuple(held))
+        given, misfits = encoded(batch, recipe)
+        for each in given:  # of a column that several models read, once
+            nulls |= each.nulls
+            rounded |= each.rounded
+        tally.nulls += nulls
+        tally.rounded += rounded
+        rows = Rows(given, tuple(held))
         return _without(rows, misfits, tally) if misfits else rows
+
+
+def encoded(batch: pa.RecordBatch, recipe: Recipe) -> tuple[tuple[Encoded, ...], list[Misfit]]:
+    """Turn columns into what each model is given.
+
+    Args:
+        batch: Rows as read; holds every column that a model reads or that passes through.
+        recipe: Which columns those are.
+
+    Returns:
+        All rows for each model, the first one's beside the columns that pass through; and the cells at
+        fault, those of the first model first.
+    """
+    given, misfits = [], []
+    for i, scorer in enumerate(recipe.scorers):
+        each, wrong = codec.encode(batch, scorer.binding, () if i else recipe.keep)
+        given.append(each)
+        misfits += wrong
+    return tuple(given), misfits
 
 
 def _without(rows: Rows, misfits: Sequence[Misfit], tally: Tally) -> Rows:
@@ -224,7 +212,7 @@ _Found = tuple[Rows, int, list[pa.Array]]
 
 
 def scored(
-    partition: Partition, recipe: Recipe, runs: Runs, tally: Tally
+    partition: Partition, recipe: Recipe, runs: Sequence[Runs], tally: Tally
 ) -> Iterator[tuple[Rows, list[pa.Array]]]:
     """Read a partition and run the model; rows that it fails on are told and left out.
 
@@ -242,15 +230,14 @@ def scored(
         position += len(rows)
 
 
-def _apart(rows: Rows, position: int, recipe: Recipe, runs: Runs, tally: Tally) -> Iterator[_Found]:
+def _apart(rows: Rows, position: int, recipe: Recipe, runs: Sequence[Runs], tally: Tally) -> Iterator[_Found]:
     """Run the model; where it fails, over the halves, until only the rows at fault are left.
 
     Every run is filled up to the same shape, so the other rows keep their bits.
     """
     try:
         with tally.timed("model"):
-            encoded = rows.encoded
-            columns = predict(runs, recipe.predictions, encoded.tensors, recipe.batch_rows, encoded.codes)
+            columns = predicted(runs, recipe, rows.encoded)
     except RunError as error:
         if recipe.rows_depend:
             raise
@@ -289,6 +276,32 @@ def _finite(found: _Found, recipe: Recipe, tally: Tally) -> tuple[Rows, list[pa.
     if good.all():
         return rows, columns
     return rows.take(good), [predictions.filtered(column, good) for column in columns]
+
+
+def predicted(
+    runs: Sequence[Runs], recipe: Recipe, given: Sequence[Encoded], *, by_codes: bool = True
+) -> list[pa.Array]:
+    """Run every model over the same rows.
+
+    Args:
+        runs: What runs each model.
+        recipe: The models.
+        given: The rows, at least one, as each model takes them.
+        by_codes: Whether texts may be given as codes.
+
+    Returns:
+        One Arrow array per prediction, model after model.
+
+    Raises:
+        ModelError: A model fails; its name is told.
+    """
+    columns = []
+    for scorer, session, rows in zip(recipe.scorers, runs, given, strict=True):
+        with naming(scorer.name):
+            size = recipe.rows_of(scorer)
+            codes = rows.codes if by_codes else NO_CODES
+            columns += predict(session, scorer.predictions, rows.tensors, size, codes)
+    return columns
 
 
 def predict(

@@ -5,7 +5,7 @@ import re
 import statistics
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from batchserve.errors import DataError, UsageError
 from batchserve.model import Tensor
 from batchserve.planning import Plan
 from batchserve.runs import Runs
-from batchserve.scoring import Recipe
+from batchserve.scorers import Recipe
+from batchserve.scoring import padded
 from batchserve.storage import translated, translated_writing
 from batchserve.tally import Tally
 
@@ -65,29 +66,29 @@ class Tuning:
         return {key: value for key, value in wanted.items() if value != getattr(self.now, key)}
 
 
-def tuned(job: Job, given: Sequence[str], trial_s: float = _TRIAL_S) -> Tuning:
+def tuned(job: Job, inputs: Sequence[str], trial_s: float = _TRIAL_S) -> Tuning:
     """Measure how fast a model runs in batches of several sizes, and with several threads a run.
 
     Each way is taken as a job would take it, on all usable CPUs at once, in turn and three times.
 
     Args:
         job: What the user wants.
-        given: Input paths, globs and folders.
+        inputs: Paths, globs and folders.
         trial_s: Seconds of one measurement.
 
     Raises:
         BatchserveError: As when the job is planned; or there is no row that can be scored.
     """
-    made, _ = jobs.plan(job, given, None)
+    made, _ = jobs.plan(job, inputs, None)
     recipe = made.recipe
-    fixed = recipe.binding.fixed_batch
-    sizes = (fixed,) if fixed else tuple(sorted({*SIZES, recipe.batch_rows}))
+    fixed = all(scorer.binding.fixed_batch for scorer in recipe.scorers)
+    sizes = (recipe.batch_rows,) if fixed else tuple(sorted({*SIZES, recipe.batch_rows}))
     ways = list(itertools.product(sizes, sorted({1, job.intra_op, machine.usable_cpus()})))
-    tensors = _rows(made, max(sizes))
+    given = _rows(made, max(sizes))
     rates: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
     for _, way in itertools.product(range(_ROUNDS), ways):
         workers = job.model_copy(update={"intra_op": way[1]}).workers_here
-        rates[way].append(_rate(recipe, tensors, *way, workers, trial_s))
+        rates[way].append(_rate(recipe, given, *way, workers, trial_s))
     trials = {way: Trial(*way, statistics.median(found)) for way, found in rates.items()}
     now = trials[recipe.batch_rows, job.intra_op]
     fastest = max(trials.values(), key=lambda trial: trial.rows_per_s)
@@ -95,42 +96,56 @@ def tuned(job: Job, given: Sequence[str], trial_s: float = _TRIAL_S) -> Tuning:
     return Tuning(tuple(trials.values()), now, fastest if worth else now)
 
 
-def _rows(made: Plan, count: int) -> dict[str, Tensor]:
-    """Return the tensors of `count` rows: the first ones, over and over if there are fewer."""
+Given = Sequence[dict[str, Tensor]]
+"""The same rows as each model takes them."""
+
+
+def _rows(made: Plan, count: int) -> Given:
+    """Return `count` rows: the first ones, over and over if there are fewer."""
     recipe = made.recipe.model_copy(update={"limit": count})
     pieces = (rows for part in made.partitions for rows in scoring.bound(part, recipe, Tally()) if len(rows))
     first = next(pieces, None)
     if first is None:
         raise DataError("there is no row to measure with", "give a file with rows that can be scored")
     again = np.arange(count) % len(first)
-    return {name: tensor[again] for name, tensor in first.encoded.tensors.items()}
+    return [{name: t[again] for name, t in each.tensors.items()} for each in first.encoded]
 
 
 def _rate(
-    recipe: Recipe, tensors: dict[str, Tensor], batch_rows: int, intra_op: int, workers: int, trial_s: float
+    recipe: Recipe, given: Given, batch_rows: int, intra_op: int, workers: int, trial_s: float
 ) -> float:
-    """Run the model on all workers for a while; return the rows per second of all together."""
-    spec = recipe.model.model_copy(update={"intra_op": intra_op})
-    runs = scoring.runs_of(recipe.model_copy(update={"model": spec}))
-    names = [prediction.output for prediction in recipe.predictions]
-    runs.run(names, {name: tensor[:batch_rows] for name, tensor in tensors.items()})
+    """Run the models on all workers for a while; return the rows per second of all together."""
+    scorers = tuple(each.on_threads(intra_op) for each in recipe.scorers)
+    tried = recipe.model_copy(update={"scorers": scorers, "batch_rows": batch_rows})
+    run = partial(_run, tried, scoring.runs_of(tried), given)
+    run(0)
     begun = time.perf_counter()
-    batches = partial(_batches, runs, names, tensors, batch_rows, begun + trial_s)
+    starts = range(0, len(next(iter(given[0].values()))) - batch_rows + 1, batch_rows)
     with ThreadPoolExecutor(workers) as pool:
-        rows = sum(pool.map(lambda _: sum(batches()), range(workers)))
+        batches = pool.map(lambda _: _batches(run, starts, begun + trial_s), range(workers))
+        rows = batch_rows * sum(batches)
     return rows / (time.perf_counter() - begun)
 
 
-def _batches(
-    runs: Runs, names: Sequence[str], tensors: dict[str, Tensor], batch_rows: int, until: float
-) -> Iterator[int]:
-    """Run batch after batch until it is time; give the rows of each."""
-    rows = len(next(iter(tensors.values())))
-    for start in itertools.cycle(range(0, rows - batch_rows + 1, batch_rows)):
+def _run(recipe: Recipe, runs: Sequence[Runs], given: Given, start: int) -> None:
+    """Run every model over one batch of the rows."""
+    stop = start + recipe.batch_rows
+    for scorer, session, tensors in zip(recipe.scorers, runs, given, strict=True):
+        names, size = [each.output for each in scorer.predictions], recipe.rows_of(scorer)
+        for first in range(start, stop, size):
+            last = min(first + size, stop)
+            session.run(names, {name: padded(tensor[first:last], size) for name, tensor in tensors.items()})
+
+
+def _batches(run: Callable[[int], None], starts: Sequence[int], until: float) -> int:
+    """Run batch after batch until it is time, one at least; return how many."""
+    done = 0
+    for start in itertools.cycle(starts):
+        run(start)
+        done += 1
         if time.perf_counter() > until:
-            return
-        runs.run(names, {n: tensor[start : start + batch_rows] for n, tensor in tensors.items()})
-        yield batch_rows
+            break
+    return done
 
 
 # -- written down -----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """An output against its receipt: every byte, every count, and rows scored again."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchserve import scoring, storage, target
-from batchserve.errors import BatchserveError, DataError, NotFoundError
+from batchserve.config import by_name
+from batchserve.errors import BatchserveError, DataError, NotFoundError, UsageError
 from batchserve.inputs import Partition, Source
 from batchserve.modelfile import identify
 from batchserve.outputs import RowGroup
 from batchserve.receipts import OutputReceipt, Run
 from batchserve.references import is_reference
 from batchserve.rows import Rows, aligned
-from batchserve.scoring import Recipe
+from batchserve.scorers import Recipe, Scorer
 from batchserve.storage import translated
 from batchserve.tally import Tally
 from batchserve.target import Target
@@ -49,30 +50,45 @@ class Verdict:
             self.facts[name] = what
 
 
-def verify(output: str, model: str | None = None) -> Verdict:
+def verify(output: str, model: str | Mapping[str, str] | None = None) -> Verdict:
     """Compare an output with its receipt.
 
     Args:
         output: The file or dataset folder.
-        model: Where the model is now, if it was moved; its sha256 must be the same.
+        model: Where the model is now, if it was moved; of models with names, by these. Its sha256 must be
+            the same.
 
     Raises:
+        UsageError: The output has no model of that name.
         NotFoundError: There is no such output, or it has no receipt.
         DataError: Something differs; everything that does is named.
     """
     found = target.at(output)
     receipt = _receipt(output, found)
+    moved = by_name(model) if model else {}
+    _check_named(receipt, moved)
     verdict = Verdict()
     verdict.check("plan id", receipt.plan_id, _ids(found, receipt))
     verdict.check("bytes", f"{receipt.size_bytes:,}, every one", list(_bytes(found, receipt)))
     verdict.check("rows", f"{receipt.rows_out:,} of {receipt.rows_in:,} read", list(_counts(found, receipt)))
     verdict.check("rejects", f"{receipt.rows_rejected:,}", _rejects(found, receipt))
     if not verdict.differences:
-        _score_again(found, receipt, model, verdict)
+        _score_again(found, receipt, moved, verdict)
     if verdict.differences:
         lines = [f"{output}: differs from its receipt", *verdict.differences]
         raise DataError("\n  ".join(lines), "score it again: --overwrite")
     return verdict
+
+
+def _check_named(receipt: OutputReceipt, moved: Mapping[str, str]) -> None:
+    known = [name for run in receipt.runs for name in run.plan.recipe.digests]
+    if unknown := [name for name in moved if name not in known]:
+        names = ", ".join(f"{name}=PATH" if name else "PATH" for name in dict.fromkeys(known))
+        what = f"--model {unknown[0]}=...: the output has no model of that name" if unknown[0] else _NAMELESS
+        raise UsageError(what, f"say one of: {names}")
+
+
+_NAMELESS = "--model PATH: the models of the output have names"
 
 
 def _receipt(output: str, found: Target) -> OutputReceipt:
@@ -204,7 +220,7 @@ class _Sample:
     """Rows of the partition that the model refused."""
 
 
-def _score_again(found: Target, receipt: OutputReceipt, model: str | None, verdict: Verdict) -> None:
+def _score_again(found: Target, receipt: OutputReceipt, moved: Mapping[str, str], verdict: Verdict) -> None:
     samples = _samples(receipt)
     usable = [sample for sample in samples if all(map(_unchanged, _sources(sample)))]
     if len(usable) < len(samples):
@@ -212,11 +228,11 @@ def _score_again(found: Target, receipt: OutputReceipt, model: str | None, verdi
         verdict.skipped.append(f"rows were not all scored again: {some} gone or changed")
     try:
         for sample in usable:
-            verdict.differences += _compared(found, sample, model)
+            verdict.differences += _compared(found, sample, moved)
             verdict.rows_scored += sample.rows
         verdict.partitions_scored = len({(id(s.run), s.partition.index) for s in usable})
     except BatchserveError as error:
-        if model:  # named by hand: it has to fit
+        if moved:  # named by hand: it has to fit
             raise
         verdict.skipped.append(f"rows were not all scored again: {error.message}")
 
@@ -271,12 +287,10 @@ def _unchanged(source: Source) -> bool:
     return (status.st_size, status.st_mtime_ns) == (source.size_bytes, source.mtime_ns)
 
 
-def _compared(found: Target, sample: _Sample, model: str | None) -> list[str]:
+def _compared(found: Target, sample: _Sample, moved: Mapping[str, str]) -> list[str]:
     recipe = sample.run.plan.recipe
-    if model:
-        pinned = recipe.model.sha256 if is_reference(model) else None
-        spec = recipe.model.model_copy(update={"path": identify(model, sha256=pinned).path})
-        recipe = recipe.model_copy(update={"model": spec})
+    scorers = tuple(each.moved(_found_again(each, moved)) for each in recipe.scorers)
+    recipe = recipe.model_copy(update={"scorers": scorers})
     again = _scored(sample, recipe)
     there = _read(found, sample.row, sample.rows)
     return [
@@ -286,15 +300,23 @@ def _compared(found: Target, sample: _Sample, model: str | None) -> list[str]:
     ]
 
 
+def _found_again(scorer: Scorer, moved: Mapping[str, str]) -> str:
+    """Return where a model is now."""
+    if scorer.name not in moved:
+        return scorer.model.path
+    name = moved[scorer.name]
+    return identify(name, sha256=scorer.model.sha256 if is_reference(name) else None).path
+
+
 def _scored(sample: _Sample, recipe: Recipe) -> pa.Table:
     """Read the partition up to the micro-batch and run the model on that."""
-    session = scoring.runs_of(recipe)
+    sessions = scoring.runs_of(recipe)
     tables, before = [recipe.schema_.empty_table()], 0
     for rows in _accepted(sample, recipe):
         first, last = max(0, sample.first - before), min(len(rows), sample.first + sample.rows - before)
         if first < last:
-            piece = rows.slice(first, last).encoded
-            columns = scoring.predict(session, recipe.predictions, piece.tensors, recipe.batch_rows)
+            piece = rows.slice(first, last)
+            columns = scoring.predicted(sessions, recipe, piece.encoded, by_codes=False)
             arrays: list[Any] = [*piece.kept.columns, *columns]
             tables.append(pa.Table.from_arrays(arrays, schema=recipe.schema_))
         before += len(rows)

@@ -216,9 +216,9 @@ def _facts(plan: Plan) -> dict[str, str]:
     recipe = plan.recipe
     schema = recipe.reading.schema_
     return {
-        "model": f"sha256 {recipe.model.sha256[:12]}",
-        "columns of the model": ", ".join(recipe.binding.columns),
-        "nulls": ", ".join(f"{name} {rule}" for name, rule in recipe.binding.null_rules.items()),
+        **{f"model {name}".rstrip(): f"sha256 {sha256[:12]}" for name, sha256 in recipe.digests.items()},
+        "columns of the model": ", ".join(recipe.columns),
+        "nulls": ", ".join(f"{name} {rule}" for name, rule in recipe.null_rules.items()),
         "predictions": ", ".join(prediction.column for prediction in recipe.predictions),
         "columns kept": ", ".join(recipe.keep),
         "types": ", ".join(f"{field.name} {field.type}" for field in schema),

@@ -202,6 +202,53 @@ def tune(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 
 @app.command()
+def compare(  # noqa: PLR0913, PLR0917  one parameter per flag
+    ctx: typer.Context,
+    first: Annotated[str, typer.Argument(help="An ONNX model.", metavar="A.onnx")],
+    second: Annotated[str, typer.Argument(help="The one to compare it with.", metavar="B.onnx")],
+    inputs: flags.Inputs,
+    tolerance: flags.Allowed = 0.0,
+    top: flags.Top = 5,
+    model_sha256: flags.ModelSha256 = None,
+    features: flags.Features = None,
+    map: flags.Map = None,
+    set: flags.Set = None,
+    outputs: flags.Outputs = None,
+    rows_depend: flags.RowsDepend = None,
+    custom_ops: flags.CustomOps = None,
+    device: flags.Device = None,
+    on_null: flags.OnNull = None,
+    limit: flags.Limit = None,
+    format: flags.Format = None,
+    delimiter: flags.Delimiter = None,
+    quote: flags.Quote = None,
+    escape: flags.Escape = None,
+    header: flags.Header = None,
+    skip_lines: flags.SkipLines = None,
+    encoding: flags.Encoding = None,
+    type: flags.Type = None,
+    workers: flags.Workers = None,
+    batch_rows: flags.BatchRows = None,
+    json: flags.Json = None,
+    config: flags.Config = None,
+    debug: flags.Debug = None,
+) -> None:
+    """Run two models over the same rows and say where their outputs differ.
+
+    Example: batchserve compare champion.onnx challenger.onnx flights.csv
+    """
+    settings = _settings(ctx, inputs, config, model={"a": first, "b": second})
+    from batchserve import comparison, console, log
+
+    found = comparison.compared(settings.job, inputs, tolerance, top)
+    if settings.job.json_:
+        console.out(log.as_json(found.facts(), indent=1))
+        return
+    for title, facts in found.tables().items():
+        console.table(title, facts)
+
+
+@app.command()
 def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],
@@ -233,21 +280,15 @@ def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
 
 
 @app.command()
-def verify(
-    output: flags.Output,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model, if it was moved.", metavar="PATH")
-    ] = None,
-    debug: flags.Debug = None,
-) -> None:
+def verify(output: flags.Output, model: flags.Moved = None, debug: flags.Debug = None) -> None:
     """Compare an output with its receipt, and score some of its rows again.
 
     Example: batchserve verify flights.parquet
     """
-    from batchserve import console
+    from batchserve import config, console
     from batchserve import verify as verifying
 
-    verdict = verifying.verify(output, model)
+    verdict = verifying.verify(output, config.said_models(model) if model else None)
     again = f"{verdict.rows_scored:,} rows of {verdict.partitions_scored:,} partitions, equal to the bit"
     told = {f"not done {i}": text for i, text in enumerate(verdict.skipped, 1)}
     console.table(output, verdict.facts | {"scored again": again} | told)
@@ -302,10 +343,11 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
 
     Example: batchserve retry flights.rejects.jsonl corrected.parquet
     """
-    from batchserve import console, correction, log
+    from batchserve import config, console, correction, log
 
+    models = config.said_models(model) if model else None
     wishes = {
-        "model": model, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
+        "model": models, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
         "overwrite": overwrite, "json": json, "quiet": quiet,
     }  # fmt: skip
     screen = console.Screen(quiet=bool(quiet or json))
@@ -394,12 +436,14 @@ def demo(
     _score(settings, inputs, str(home / "flights.parquet"))
 
 
-def _settings(ctx: typer.Context, inputs: list[str], file: str | None) -> "Settings":
+_NOT_FIELDS = {"inputs", "paths", "output", "config", "first", "second", "tolerance", "top"}
+
+
+def _settings(ctx: typer.Context, inputs: list[str], file: str | None, **more: object) -> "Settings":
     from batchserve import config
 
-    not_fields = {"inputs", "paths", "output", "config"}
-    given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in not_fields}
-    settings = config.load(given, inputs, config=file)
+    given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in _NOT_FIELDS}
+    settings = config.load(given | more, inputs, config=file)
     _Debug.wanted = settings.job.debug
     return settings
 

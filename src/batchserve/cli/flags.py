@@ -22,10 +22,20 @@ Output = Annotated[
     ),
 ]
 ModelPath = Annotated[
-    str | None, option("--model", "-m", text="The ONNX model.", metavar="PATH|REFERENCE|URL")
-]
+    list[str] | None,
+    option(
+        "--model",
+        "-m",
+        text="The ONNX model; of several, each by a name.",
+        metavar="[NAME=]PATH|REFERENCE|URL",
+    ),
+]  # fmt: skip
 ModelSha256 = Annotated[
     str | None, option("--model-sha256", text="The sha256 that the model must have.", metavar="HEX")
+]
+Moved = Annotated[
+    list[str] | None,
+    option("--model", "-m", text="The model, if it was moved.", metavar="[NAME=]PATH"),
 ]
 Features = Annotated[
     list[str] | None,
@@ -189,6 +199,10 @@ Replace = Annotated[bool | None, option("--overwrite", text="Replace a file that
 TrustPickle = Annotated[
     bool | None, option("--trust-pickle", text="Read a pickle: that runs the code in it.")
 ]
+Allowed = Annotated[
+    float, option("--tolerance", text="Numbers differ if they are further apart than this.", metavar="X")
+]
+Top = Annotated[int, option("--top", text="Rows that differ most to show, for each output.", metavar="K")]
 LogJson = Annotated[str | None, option("--log-json", text="Append events as JSON lines.", metavar="FILE")]
 Json = Annotated[bool | None, option("--json", text="Print one JSON object to stdout and nothing else.")]
 Quiet = Annotated[bool | None, option("--quiet", "-q", text="Say nothing but errors.")]
