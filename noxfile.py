@@ -39,6 +39,7 @@ def extras(session: nox.Session) -> None:
     session.install("mlflow-skinny==3.17.2", "huggingface_hub==2.4.0")
     # xgboost-cpu is xgboost without CUDA's libraries, which are half a gigabyte.
     session.install("lightgbm==4.7.0", "xgboost-cpu==3.2.0", "onnxmltools==1.16.0")
+    session.install("dask-ml==2025.1.0")  # examples/training
     session.run("pytest", "tests_extras", "-q", *session.posargs)
 
 

@@ -105,8 +105,10 @@ _INSTEAD = {
     "CCA": "train a PLSRegression",
     "PLSCanonical": "train a PLSRegression",
     "IsotonicRegression": "train a HistGradientBoostingRegressor with monotonic_cst",
+    "Incremental": "dask-ml's wrapper holds the estimator that it fitted: export its .estimator_",
+    "ParallelPostFit": "dask-ml's wrapper holds the estimator that it fitted: export its .estimator",
 }
-"""By class: what to train instead."""
+"""By class: what to train or export instead."""
 
 
 def _parts(model: Any) -> Iterator[Any]:
