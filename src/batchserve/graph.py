@@ -226,10 +226,13 @@ class _Window:
     def _results(self, ended: "Sequence[Future]") -> "Iterator[tuple[Future, Receipt | Death]]":
         """Fetch what tasks gave: of all that went well at once, as each fetch is a round trip."""
         well = [future for future in ended if future.status == "finished"]
-        for future, frame in zip(well, self._client.gather(well), strict=True):
+        frames: Sequence[pd.DataFrame] = ()
+        with suppress(Exception):  # one was lost meanwhile, or the cluster: each is asked for alone
+            frames = self._client.gather(well)
+        for future, frame in zip(well, frames, strict=False):
             yield future, _receipt(frame)
         for future in ended:
-            if future not in well:
+            if future not in well[: len(frames)]:
                 yield future, _result(future)
 
     def _next(self) -> "list[Future]":
