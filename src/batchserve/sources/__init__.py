@@ -133,10 +133,11 @@ def of_object(model: Any) -> Source:
 
 _KINDS = (
     "export takes scikit-learn estimators and pipelines, LightGBM (.txt), XGBoost (.json, .ubj), "
-    "CatBoost (.cbm) and torch (.pt2, or package.module:factory with --weights)"
+    "CatBoost (.cbm), torch (.pt2, or package.module:factory with --weights) and ONNX (.onnx)"
 )
 _HOMES = {
     ".txt": "lightgbm", ".json": "xgboost", ".ubj": "xgboost", ".cbm": "catboost", ".pt2": "torch",
+    ".onnx": "onnx",
     ".joblib": "pickles", ".pkl": "pickles", ".pickle": "pickles", ".pt": "pickles", ".pth": "pickles",
 }  # fmt: skip
 
