@@ -1,5 +1,7 @@
 """Fewer digits only by choice: what they cost and gain is measured, told and recorded; rows stay apart."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import batchserve as bs
-from batchserve import bypass, parity, reducing
+from batchserve import bypass, gate, parity, reducing
 from batchserve.model import Tensor
 from batchserve.parity import Outputs
 from networks import COLUMNS, SCORE, WIDE, WIDTH, model, network, sample, weights
@@ -186,7 +188,7 @@ def test_rows_that_depend_are_refused_whatever_made_them_so(
     """A tool that would take scales from the batch is caught by the proof, even when drift is accepted."""
     from onnxruntime.quantization import quantize_dynamic
 
-    def dynamic(graph: onnx.ModelProto, file: Path, *_: object) -> onnx.ModelProto:
+    def dynamic(graph: onnx.ModelProto, file: Path, *_: object, **__: object) -> onnx.ModelProto:
         onnx.save(graph, file.with_suffix(".wide.onnx"))
         quantize_dynamic(file.with_suffix(".wide.onnx"), file.with_suffix(".narrow.onnx"))
         return onnx.load(file.with_suffix(".narrow.onnx"))
@@ -362,6 +364,44 @@ def test_nan_is_led_around_products_of_more_dimensions() -> None:
 
     assert found[0].ravel().tolist() == [1.0, 3.0, 5.0]
     assert np.isnan(found[1]).all()
+
+
+def turned() -> onnx.ModelProto:
+    """A network that has its rows in the second dimension, as attention of torch has."""
+    square = np.random.default_rng(3).normal(size=(WIDTH, WIDTH)).astype(np.float32)
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "first"], ["one"]),
+        helper.make_node("Concat", ["one", "one"], ["two"], axis=0),
+        helper.make_node("MatMul", ["two", "w"], ["product"]),
+        helper.make_node("ReduceMax", ["product", "first"], ["score"], keepdims=0),
+    ]
+    return model(nodes, {"x": WIDE}, {"score": WIDE}, w=square, first=np.array([0]))
+
+
+def test_nan_is_led_around_all_where_rows_are_not_first(tmp_path: Path) -> None:
+    """A network with its rows in another dimension is reduced, too, and has NaN where its source has."""
+    onnx.save(turned(), tmp_path / "m.onnx")
+
+    done = bs.export(tmp_path / "m.onnx", tmp_path / "o.onnx", sample=sample(), precision="int8", tolerance=2)
+
+    rows = sample(9).to_pandas()
+    rows.loc[4, "b"] = np.nan
+    scores = np.stack(bs.Model(done.path).predict(rows)["score"].to_list())
+    assert done.parity.takes_nan
+    assert np.isnan(scores).all(axis=1).tolist() == [row == 4 for row in range(9)]
+
+
+def test_a_graph_that_kills_onnxruntime_is_refused(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tool made is opened in a fork first: its death is told, and is not that of the export."""
+
+    def dies(_: Path) -> int:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return 0
+
+    monkeypatch.setattr(gate, "_opened", dies)
+
+    with pytest.raises(bs.BatchserveError, match=r"dies of the graph in float16 \(SIGSEGV\)"):
+        bs.export(net, net.with_name("o.onnx"), sample=sample(), precision="float16", tolerance=1)
 
 
 # -- the measure ------------------------------------------------------------------------------------

@@ -15,21 +15,24 @@ _PREFIX = "batchserve/nan/"
 _FLAG, _NAN, _ZERO, _AXIS = (f"{_PREFIX}{name}" for name in ("flag", "value", "zero", "axis"))
 
 
-def with_nan(model: "onnx.ModelProto", products: Collection[str]) -> "onnx.ModelProto":
+def with_nan(
+    model: "onnx.ModelProto", products: Collection[str], *, whole: bool = False
+) -> "onnx.ModelProto":
     """Return the model with NaN led around its products: quantised, they would make a number of it.
 
     A row with NaN in what the first products read has NaN in what the last ones give.
 
     Args:
-        model: The batch is the first dimension of what its products read and give.
+        model: The batch is the first dimension of what its products read and give, unless `whole`.
         products: The types of the operators.
+        whole: Lead NaN around all of the model, from its inputs to its outputs.
     """
     import onnx
     from onnx import numpy_helper
 
     done = onnx.ModelProto()
     done.CopyFrom(model)
-    first, last = _first(model, products), _last(model, products)
+    first, last = _floats(model) if whole else (_first(model, products), _last(model, products))
     ranks = _ranks(model)
     held = {_NAN: np.float32(np.nan), _ZERO: np.float32(0), _AXIS: np.array([1])}
     held |= {
@@ -37,7 +40,7 @@ def with_nan(model: "onnx.ModelProto", products: Collection[str]) -> "onnx.Model
     }
     done.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in held.items())
     for node in done.graph.node:
-        if node.op_type in products:  # what quantises a tensor does it for all who read that name
+        if whole or node.op_type in products:  # what quantises a tensor does it for all who read that name
             node.input[:] = [f"{_PREFIX}to/{name}" if name in first else name for name in node.input]
         node.output[:] = [f"{_PREFIX}of/{name}" if name in last else name for name in node.output]
     done.graph.node.extend(onnx.helper.make_node("Identity", [n], [f"{_PREFIX}to/{n}"]) for n in first)
@@ -46,6 +49,17 @@ def with_nan(model: "onnx.ModelProto", products: Collection[str]) -> "onnx.Model
         done.graph.node.extend(_guard(name, ranks.get(name, 2)))
     _sort(done)
     return done
+
+
+def _floats(model: "onnx.ModelProto") -> tuple[list[str], list[str]]:
+    """Return the inputs and the outputs of float32."""
+    ends = model.graph.input, model.graph.output
+    given, made = ([port.name for port in e if port.type.tensor_type.elem_type == FLOAT] for e in ends)
+    return given, made
+
+
+FLOAT = 1
+"""ONNX's float32."""
 
 
 def _first(model: "onnx.ModelProto", products: Collection[str]) -> list[str]:

@@ -1,17 +1,20 @@
 """The parity gate: source and graph predict the same rows, the graph just as a job would run it."""
 
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from batchserve import parity, probes, reducing, rehearsal, sources, surgery
-from batchserve.errors import ModelError, UsageError
-from batchserve.model import FEATURES_KEY, Tensor
+from batchserve import parity, probes, reducing, rehearsal, sources, surgery, trial
+from batchserve.errors import BatchserveError, ModelError, UsageError
+from batchserve.model import FEATURES_KEY, Tensor, runtime_version, session_for
+from batchserve.modelfile import identify
 from batchserve.parity import Outputs, Parity, Reduction
 from batchserve.probes import Probe
 from batchserve.reducing import Precision
@@ -88,10 +91,46 @@ def _reduced(
 ) -> tuple[Any, Recipe, Reduction]:
     """Return the graph in fewer digits, what runs it, and what that gains."""
     given = rehearsal.tensors(rows, wide)
-    narrow = reducing.reduced(graph, file, given, precision)
-    recipe = _rehearsed(narrow, candidate, rows, file.with_suffix(f".{precision}.onnx"))
+    attempt = partial(_attempted, graph, candidate, rows, file, given, precision)
+    try:
+        narrow, recipe = attempt(whole=False)
+    except Exception:  # if the batch is not the first dimension of a product
+        if precision == "float16":
+            raise
+        narrow, recipe = attempt(whole=True)
     gain = reducing.speed_up((wide, given), (recipe, given))
     return narrow, recipe, Reduction(precision=precision, speed_up=gain, batch_rows=recipe.batch_rows)
+
+
+def _attempted(  # noqa: PLR0913  what `judged` has in hand
+    graph: Any, candidate: Candidate, rows: pa.RecordBatch, file: Path, given: Mapping[str, Tensor],
+    precision: Precision, *, whole: bool,
+) -> tuple[Any, Recipe]:  # fmt: skip
+    narrow = reducing.reduced(graph, file, given, precision, whole=whole)
+    small = file.with_suffix(f".{precision}.onnx")
+    _write(narrow, candidate, small)
+    _check_opens(small, precision)
+    return narrow, _rehearsed(narrow, candidate, rows, small)
+
+
+def _check_opens(file: Path, precision: Precision) -> None:
+    """Check in a fork that onnxruntime survives the graph: of some in float16 its optimiser dies.
+
+    Raises:
+        ModelError: It does not.
+    """
+    ended = trial.ended(partial(_opened, file))
+    if ended is not None and ended < 0:
+        name = signal.Signals(-ended).name
+        raise ModelError(f"onnxruntime {runtime_version()} dies of the graph in {precision} ({name})")
+
+
+def _opened(file: Path) -> int:
+    try:
+        session_for(identify(str(file)))
+    except BatchserveError:  # told when it is opened here
+        return 1
+    return 0
 
 
 def _comparable(converted: Any, known: Sequence[str]) -> Any:
@@ -109,8 +148,12 @@ def _comparable(converted: Any, known: Sequence[str]) -> Any:
 
 def _rehearsed(graph: Any, candidate: Candidate, rows: pa.RecordBatch, file: Path) -> Recipe:
     """Bind the graph to the sample's columns and prove that rows are independent, as a job would."""
-    file.write_bytes(surgery.as_bytes(surgery.finished(graph, {}, features(candidate))))
+    _write(graph, candidate, file)
     return rehearsal.rehearsed(file, rows, nan=_has_nan(graph))
+
+
+def _write(graph: Any, candidate: Candidate, file: Path) -> None:
+    file.write_bytes(surgery.as_bytes(surgery.finished(graph, {}, features(candidate))))
 
 
 def features(candidate: Candidate) -> dict[str, str]:

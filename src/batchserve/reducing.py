@@ -49,7 +49,7 @@ _DYNAMIC = (
 
 
 def reduced(
-    graph: "onnx.ModelProto", file: Path, rows: Mapping[str, Tensor], precision: Precision
+    graph: "onnx.ModelProto", file: Path, rows: Mapping[str, Tensor], precision: Precision, *, whole: bool
 ) -> "onnx.ModelProto":
     """Return a graph whose matrix products are computed in fewer digits; inputs and outputs stay.
 
@@ -58,6 +58,7 @@ def reduced(
         file: Beside it the graph may be written.
         rows: What goes into it for the sample, by input [rows, ...]: int8 takes its scales from them.
         precision: In what it is to multiply.
+        whole: Whether NaN is led around all of the graph, not its products alone, for int8.
 
     Raises:
         UsageError: It has no operator that would be faster.
@@ -67,9 +68,9 @@ def reduced(
         raise _nothing(graph, precision)
     if not list(_products(graph)):
         raise ModelError(f"no {' or '.join(REDUCIBLE)} in it computes in float32: nothing to reduce")
-    return (
-        _in_int8(bypass.with_nan(graph, REDUCIBLE), file, rows) if precision == "int8" else _in_float16(graph)
-    )
+    if precision == "float16":
+        return _in_float16(graph)
+    return _in_int8(bypass.with_nan(graph, REDUCIBLE, whole=whole), file, rows)
 
 
 def _nothing(graph: "onnx.ModelProto", precision: Precision) -> UsageError:
@@ -80,14 +81,10 @@ def _nothing(graph: "onnx.ModelProto", precision: Precision) -> UsageError:
 
 def _products(graph: "onnx.ModelProto") -> Iterator["onnx.NodeProto"]:
     """Give the operators that can be reduced: their weights, if they have any, are float32."""
-    other = {each.name for each in graph.graph.initializer if each.data_type != _FLOAT}
+    other = {each.name for each in graph.graph.initializer if each.data_type != bypass.FLOAT}
     for node in graph.graph.node:
         if node.op_type in REDUCIBLE and other.isdisjoint(node.input):
             yield node
-
-
-_FLOAT = 1
-"""ONNX's float32."""
 
 
 def _in_float16(graph: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -159,11 +156,19 @@ _CALIBRATED_ROWS = 256
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep the tool from advising what the gate measures."""
+    import onnxruntime as ort
+
     logging.disable(logging.WARNING)
+    ort.set_default_logger_severity(_NOTHING)
     try:
         yield
     finally:
+        ort.set_default_logger_severity(_WARNINGS)
         logging.disable(logging.NOTSET)
+
+
+_WARNINGS, _NOTHING = 2, 4
+"""onnxruntime's own levels; the first is its default."""
 
 
 # -- how much faster --------------------------------------------------------------------------
