@@ -158,7 +158,9 @@ def chained(
         [*first.graph.node, glue, *inner.graph.node], "chained", first.graph.input, inner.graph.output,
         [*first.graph.initializer, *inner.graph.initializer],
     )  # fmt: skip
-    versions = {opset.domain: opset.version for each in (first, second) for opset in each.opset_import}
+    versions: dict[str, int] = {}
+    for opset in (*first.opset_import, *second.opset_import):
+        versions[opset.domain] = max(opset.version, versions.get(opset.domain, 0))
     sets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     return helper.make_model(graph, opset_imports=sets, ir_version=max(first.ir_version, second.ir_version))
 
