@@ -41,8 +41,10 @@ class Estimator:
 
     @property
     def made_with(self) -> str:
-        """Its class, scikit-learn and skl2onnx."""
-        return f"{title(self.model)} by {versions('sklearn', 'skl2onnx')}"
+        """Its class, scikit-learn and skl2onnx; of a booster in a pipeline its own libraries, too."""
+        booster = _booster(_last(self.model)) if hasattr(self.model, "steps") else None
+        last = f"; its last step {booster.made_with}" if booster else ""
+        return f"{title(self.model)} by {versions('sklearn', 'skl2onnx')}{last}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,7 +132,7 @@ def _predicted(model: Any, table: Any) -> dict[str, Tensor]:
     if not hasattr(model, "predict"):
         return {"variable": np.asarray(model.transform(table))}
     values = np.asarray(model.predict(table))
-    if not hasattr(model, "classes_"):
+    if not len(getattr(model, "classes_", ())):  # CatBoost's regressors have an empty list
         labels = values.dtype.kind in "iu"
         return {"label" if labels and not _is_regressor(model) else "variable": values}
     return {"label": values} | _scores(model, table)
