@@ -135,7 +135,9 @@ def flags_of(name: str) -> set[str]:
     return {max(option.opts, key=len) for option in options}
 
 
-ITS_OWN = {"--sample", "--weights", "--tolerance", "--accept-drift", "--trust-pickle", "--top"}
+ITS_OWN = {
+    "--sample", "--weights", "--tolerance", "--accept-drift", "--precision", "--trust-pickle", "--top",
+}  # fmt: skip
 """Flags of `export` and `compare`, which mean something in their sections alone."""
 
 

@@ -215,3 +215,64 @@ def test_a_frame_with_other_columns_is_told(pipeline: Any, tmp_path: Path) -> No
     """A sample without a column of the pipeline is told with the column's name."""
     with pytest.raises(bs.BatchserveError, match="column place: the model takes it"):
         bs.export(pipeline, tmp_path / "m.onnx", sample=pd.DataFrame(matrix.mixed()).drop(columns="place"))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_pipeline_in_int8_is_held_to_the_pipeline_itself(tmp_path: Path) -> None:
+    """A network behind a ColumnTransformer of texts: int8 within 5 % of the spread, NaN imputed as before."""
+    from sklearn.neural_network import MLPRegressor
+
+    frame = matrix.mixed()
+    network = MLPRegressor(hidden_layer_sizes=(64, 64), max_iter=30, random_state=0)
+    pipeline = matrix.columns(network).fit(frame, matrix.values())
+
+    with pytest.raises(bs.BatchserveError, match="times as fast"):
+        bs.export(pipeline, tmp_path / "m.onnx", sample=frame, precision="int8")
+    done = bs.export(pipeline, tmp_path / "m.onnx", sample=frame, precision="int8", tolerance=2)
+
+    expected = pipeline.predict(frame)
+    scores = bs.Model(done.path).predict(frame)["variable"]
+    assert np.abs(scores - expected).max() < 0.05 * np.ptp(expected)
+
+
+@torch_is_here
+def test_attention_in_int8_has_nan_where_torch_has(tmp_path: Path) -> None:
+    """Rows are not the first dimension of torch's attention: NaN is led around all of it."""
+    import nets
+    import torch
+
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(500, 24)).astype(np.float32), columns=[f"c{i}" for i in range(24)])
+    module = nets.Attention().eval()
+
+    done = bs.export(module, tmp_path / "m.onnx", sample=frame, precision="int8", tolerance=2)
+
+    frame.loc[3, "c5"] = np.nan
+    with torch.no_grad():
+        expected = module(torch.from_numpy(np.array(frame, np.float32))).numpy()
+    scores = np.stack(bs.Model(done.path).predict(frame)["output"])
+    assert np.array_equal(np.isnan(scores), np.isnan(expected))
+    assert np.nanmax(np.abs(scores - expected)) < 0.1 * np.nanmax(np.abs(expected))
+
+
+@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+@pytest.mark.parametrize("kind", ["regressor", "classifier"])
+def test_boosters_as_the_last_step_of_a_pipeline(library: str, kind: str, tmp_path: Path) -> None:
+    """Texts and NaN through a ColumnTransformer into a booster: on unseen rows what the pipeline predicts."""
+    module = importlib.import_module(library)
+    name = {"lightgbm": "LGBM", "xgboost": "XGB"}[library] + kind.capitalize()
+    wanted = matrix.values() if kind == "regressor" else matrix.classes(3)
+    frame = matrix.mixed()
+    options = {"n_estimators": 20} | ({"verbose": -1} if library == "lightgbm" else {})
+    pipeline = matrix.columns(getattr(module, name)(**options)).fit(frame, wanted)
+
+    done = bs.export(pipeline, tmp_path / "m.onnx", sample=frame.iloc[::2])
+
+    rest = frame.iloc[1::2].reset_index(drop=True)
+    predicted = bs.Model(done.path).predict(rest)
+    if kind == "regressor":
+        np.testing.assert_allclose(predicted["variable"], pipeline.predict(rest), rtol=1e-4)
+    else:
+        assert predicted["label"].to_list() == pipeline.predict(rest).tolist()
+        scores = np.stack(predicted["probabilities"])
+        np.testing.assert_allclose(scores, pipeline.predict_proba(rest), atol=1e-5)

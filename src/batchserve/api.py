@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from batchserve import config as configuration
 from batchserve import frames, job, report
@@ -233,11 +233,13 @@ def export(  # noqa: PLR0913  each is a flag of the command line
     accept_drift: bool = False,
     trust_pickle: bool = False,
     overwrite: bool = False,
+    precision: Literal["float16", "int8"] | None = None,
 ) -> "Exported":
     """Write a trained model as ONNX, if that is proven to predict as the model does.
 
     Args:
-        model: A fitted estimator, pipeline, booster or torch module, or the path of its file.
+        model: A fitted estimator, pipeline, booster or torch module, or the path of its file; or the path
+            of an ONNX model, of which `precision` makes a faster one.
         path: Where the ONNX model goes.
         sample: Rows such as will be scored: a path, or a pandas, Polars or Arrow frame.
         features: The model's columns, in order, where it does not know their names.
@@ -246,6 +248,7 @@ def export(  # noqa: PLR0913  each is a flag of the command line
         accept_drift: Write the model whatever the differences are.
         trust_pickle: Read a pickle, which runs the code that is in it.
         overwrite: Replace a file that is there.
+        precision: What matrix products are computed in; None leaves them as they are.
 
     Returns:
         What was written and what the two differ by; prints well in a notebook.
@@ -258,7 +261,7 @@ def export(  # noqa: PLR0913  each is a flag of the command line
     from batchserve import exporting
 
     opening = exporting.Opening(trust_pickle=trust_pickle, weights=_text(weights))
-    terms = exporting.terms(features, tolerance, accept_drift=accept_drift, overwrite=overwrite)
+    terms = exporting.terms(features, tolerance, precision, accept_drift=accept_drift, overwrite=overwrite)
     opened = exporting.opened(model, opening)
     return exporting.export(opened, File(path), exporting.sample_of(sample), terms)
 

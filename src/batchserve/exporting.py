@@ -4,14 +4,14 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from batchserve import config, gate, inputs, parity, report, sources, storage, surgery
+from batchserve import config, gate, inputs, parity, reducing, report, sources, storage, surgery
 from batchserve.errors import (
     BatchserveError,
     DataError,
@@ -26,6 +26,7 @@ from batchserve.inputs import Wish, files
 from batchserve.inputs.dialect import Asked
 from batchserve.model import COLUMNS_KEY, NULLS_KEY
 from batchserve.parity import Parity
+from batchserve.reducing import Precision
 from batchserve.sources import Opening, Source, opened
 
 __all__ = ["Exported", "Opening", "Terms", "export", "opened", "sample_of", "terms"]
@@ -40,21 +41,24 @@ class Terms:
         tolerances: By output, as a share of its spread; under an empty name that of all others.
         accept_drift: Write the model whatever the gate finds.
         overwrite: Replace a file that is there.
+        precision: What the graph is to multiply in, or None for what the converter gives.
     """
 
     features: tuple[str, ...] = ()
     tolerances: Mapping[str, float] = field(default_factory=dict)
     accept_drift: bool = False
     overwrite: bool = False
+    precision: Precision | None = None
 
 
 def terms(
-    features: Sequence[str], tolerance: str | float | Sequence[str], *, accept_drift: bool, overwrite: bool
-) -> Terms:
+    features: Sequence[str], tolerance: str | float | Sequence[str], precision: str | None = None, *,
+    accept_drift: bool, overwrite: bool,
+) -> Terms:  # fmt: skip
     """Read what the user says of an export.
 
     Raises:
-        UsageError: A tolerance is no number.
+        UsageError: A tolerance is no number, or the precision is none that keeps rows apart.
     """
     said = [str(tolerance)] if isinstance(tolerance, str | float | int) else list(tolerance)
     try:
@@ -62,7 +66,8 @@ def terms(
     except ValueError as error:
         hint = "say a share of the output's spread, like 1e-5 or variable=1e-5"
         raise UsageError(f"--tolerance {', '.join(said)}: not understood", hint) from error
-    return Terms(tuple(features), tolerances, accept_drift, overwrite)
+    digits = reducing.named(precision) if precision else None
+    return Terms(tuple(features), tolerances, accept_drift, overwrite, digits)
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,7 +118,8 @@ def export(source: Source, path: Path, sample: pa.RecordBatch, terms: Terms) -> 
         warnings.simplefilter("ignore")  # libraries warn of what the gate measures
         for i, candidate in enumerate(source.candidates(rows)):
             try:
-                verdict = gate.judged(source, candidate, rows, Path(folder, f"{i}.onnx"), terms.tolerances)
+                file = Path(folder, f"{i}.onnx")
+                verdict = gate.judged(source, candidate, rows, file, terms.tolerances, terms.precision)
             except (DataError, UsageError):  # of the sample: no other graph would do better
                 raise
             except Exception as error:  # noqa: BLE001  converters raise classes without a common base
@@ -252,19 +258,35 @@ def _refused(source: Source, verdicts: Sequence[Verdict], problems: Sequence[str
     if not verdicts:
         tried = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
         return ModelError(f"{source.made_with}: cannot be converted\n{tried}", source.instead or _OTHER_PARTS)
-    failed = [(v.candidate.how, gap) for v in verdicts for gap in v.parity.gaps if not gap.passes]
-    lines = [f"  {how}: {gap.output}: {gap}" for how, gap in failed]
+    lines = [line for verdict in verdicts for line in _differences(verdict.parity)]
     lines += [f"  {problem}" for problem in problems]
     lines += [f"  {shown}" for shown in _least_bad(verdicts).shown]
     message = f"{source.made_with}: no graph predicts as it does, nothing is written"
-    hint = f"{source.instead}. Or: {_DRIFT}" if source.instead else _DRIFT
+    drift = _FEWER_DIGITS if _least_bad(verdicts).parity.reduction else _DRIFT
+    hint = f"{source.instead}. Or: {drift}" if source.instead else drift
     return ModelError("\n".join([message, *lines]), hint)
+
+
+def _differences(record: Parity) -> Iterator[str]:
+    """Say how outputs differ; of fewer digits also what they gain: the user weighs the two."""
+    for gap in record.gaps:
+        if not gap.passes:
+            yield f"  {record.computes_in}: {gap.output}: {gap}"
+            if record.reduction:
+                yield f"    in the sample's own rows: {gap.in_sample}"
+    if record.reduction:
+        yield f"    gained: {record.reduction}"
 
 
 _OTHER_PARTS = "docs/export.md says what can be exported, and what to take instead"
 _DRIFT = (
     "docs/export.md says why this happens and what helps; "
     "--tolerance allows more, --accept-drift writes it whatever the difference"
+)
+
+_FEWER_DIGITS = (
+    "weigh the difference against what is gained: --tolerance [OUTPUT=]X allows it, "
+    "--accept-drift writes the model whatever it is; docs/export.md says what float16 and int8 do"
 )
 
 

@@ -1,21 +1,23 @@
 """The parity gate: source and graph predict the same rows, the graph just as a job would run it."""
 
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from batchserve import parity, probes, recipes, scoring, sources, surgery
-from batchserve.config import Job
-from batchserve.errors import DataError, ModelError, UsageError
-from batchserve.inputs import Look
-from batchserve.model import FEATURES_KEY, Tensor
-from batchserve.parity import Outputs, Parity
+from batchserve import parity, probes, reducing, rehearsal, sources, surgery, trial
+from batchserve.errors import BatchserveError, ModelError, UsageError
+from batchserve.model import FEATURES_KEY, Tensor, runtime_version, session_for
+from batchserve.modelfile import identify
+from batchserve.parity import Outputs, Parity, Reduction
 from batchserve.probes import Probe
+from batchserve.reducing import Precision
 from batchserve.scorers import Recipe
 from batchserve.sources import Candidate, Source
 
@@ -36,8 +38,9 @@ class Verdict:
 
 
 def judged(
-    source: Source, candidate: Candidate, rows: pa.RecordBatch, file: Path, tolerances: Mapping[str, float]
-) -> Verdict:
+    source: Source, candidate: Candidate, rows: pa.RecordBatch, file: Path, tolerances: Mapping[str, float],
+    precision: Precision | None = None,
+) -> Verdict:  # fmt: skip
     """Convert a source in one way, and compare what the two predict.
 
     Args:
@@ -46,31 +49,88 @@ def judged(
         rows: The sample, of the model's columns.
         file: Where the graph may be written to be run.
         tolerances: By output; under an empty name that of all others.
+        precision: What the graph is to multiply in, or None for what it does by itself.
 
     Raises:
-        UsageError: The source cannot predict the sample.
+        UsageError: The source cannot predict the sample, or the graph has nothing to reduce.
         DataError: No row of the sample can be scored.
         Exception: The graph cannot be made or run.
     """
     graph = _comparable(candidate.make(), tuple(_predicted(source, rows.slice(0, 1))))
-    recipe = _recipe(graph, candidate, rows, file)
-    rows, left_out = _scorable(rows, recipe)
+    recipe = _rehearsed(graph, candidate, rows, file)
+    rows, left_out = rehearsal.scorable(rows, recipe)
+    reduction = None
+    if precision:
+        graph, recipe, reduction = _reduced(graph, recipe, candidate, rows, file, precision)
     found, refused = _taken(source, probes.probes(rows, surgery.thresholds(graph)), rows.schema)
-    added, more = _scorable(probes.joined(found, rows.schema), recipe)
+    added, more = rehearsal.scorable(probes.joined(found, rows.schema), recipe)
     every = pa.concat_batches([rows, added])
-    ours = _scores(every, recipe)
+    ours = rehearsal.scores(every, recipe)
     theirs = _predicted(source, every)
     outputs = Outputs(theirs, rows.num_rows), Outputs(ours, rows.num_rows)
     gaps = parity.compared(*outputs, tolerances)
     counts = {trait: sum(each.rows.num_rows for each in group) for trait, group in probes.by_trait(found)}
     record = Parity(
-        made_with=source.made_with, computes_in=candidate.how, sample_rows=rows.num_rows, added_rows=counts,
-        not_scored=left_out + more, refused=refused, gaps=tuple(gap for gap, _ in gaps.values()),
+        made_with=source.made_with, computes_in=_digits(candidate, precision),
+        sample_rows=rows.num_rows, added_rows=counts, not_scored=left_out + more, refused=refused,
+        gaps=tuple(gap for gap, _ in gaps.values()),
         takes_nan=_takes_nan(graph, refused, rows.schema) and all(gap.passes for gap, _ in gaps.values()),
+        reduction=reduction,
     )  # fmt: skip
-    shapes = _shapes(rows, recipe)
+    shapes = rehearsal.shapes(rows, recipe)
     shown = tuple(_told(row, every, *outputs) for row in parity.worst_rows(gaps))
     return Verdict(graph, candidate, record, shapes, shown)
+
+
+def _digits(candidate: Candidate, precision: Precision | None) -> str:
+    return f"{candidate.how}, matrix products in {precision}" if precision else candidate.how
+
+
+def _reduced(
+    graph: Any, wide: Recipe, candidate: Candidate, rows: pa.RecordBatch, file: Path, precision: Precision
+) -> tuple[Any, Recipe, Reduction]:
+    """Return the graph in fewer digits, what runs it, and what that gains."""
+    given = rehearsal.tensors(rows, wide)
+    attempt = partial(_attempted, graph, candidate, rows, file, given, precision)
+    try:
+        narrow, recipe = attempt(whole=False)
+    except Exception:  # if the batch is not the first dimension of a product
+        if precision == "float16":
+            raise
+        narrow, recipe = attempt(whole=True)
+    gain = reducing.speed_up((wide, given), (recipe, given))
+    return narrow, recipe, Reduction(precision=precision, speed_up=gain, batch_rows=recipe.batch_rows)
+
+
+def _attempted(  # noqa: PLR0913  what `judged` has in hand
+    graph: Any, candidate: Candidate, rows: pa.RecordBatch, file: Path, given: Mapping[str, Tensor],
+    precision: Precision, *, whole: bool,
+) -> tuple[Any, Recipe]:  # fmt: skip
+    narrow = reducing.reduced(graph, file, given, precision, whole=whole)
+    small = file.with_suffix(f".{precision}.onnx")
+    _write(narrow, candidate, small)
+    _check_opens(small, precision)
+    return narrow, _rehearsed(narrow, candidate, rows, small)
+
+
+def _check_opens(file: Path, precision: Precision) -> None:
+    """Check in a fork that onnxruntime survives the graph: of some in float16 its optimiser dies.
+
+    Raises:
+        ModelError: It does not.
+    """
+    ended = trial.ended(partial(_opened, file))
+    if ended is not None and ended < 0:
+        name = signal.Signals(-ended).name
+        raise ModelError(f"onnxruntime {runtime_version()} dies of the graph in {precision} ({name})")
+
+
+def _opened(file: Path) -> int:
+    try:
+        session_for(identify(str(file)))
+    except BatchserveError:  # told when it is opened here
+        return 1
+    return 0
 
 
 def _comparable(converted: Any, known: Sequence[str]) -> Any:
@@ -86,11 +146,14 @@ def _comparable(converted: Any, known: Sequence[str]) -> Any:
     return graph
 
 
-def _recipe(graph: Any, candidate: Candidate, rows: pa.RecordBatch, file: Path) -> Recipe:
+def _rehearsed(graph: Any, candidate: Candidate, rows: pa.RecordBatch, file: Path) -> Recipe:
     """Bind the graph to the sample's columns and prove that rows are independent, as a job would."""
+    _write(graph, candidate, file)
+    return rehearsal.rehearsed(file, rows, nan=_has_nan(graph))
+
+
+def _write(graph: Any, candidate: Candidate, file: Path) -> None:
     file.write_bytes(surgery.as_bytes(surgery.finished(graph, {}, features(candidate))))
-    job = Job(model=str(file), keep=("none",), on_null=("nan",) if _has_nan(graph) else ())
-    return recipes.recipe_for(job, recipes.named_models(job), Look(rows.schema, rows))
 
 
 def features(candidate: Candidate) -> dict[str, str]:
@@ -121,44 +184,6 @@ def _predicted(source: Source, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
         raise UsageError(
             message, "give a sample with the columns and types that it was trained on"
         ) from error
-
-
-def _scorable(rows: pa.RecordBatch, recipe: Recipe) -> tuple[pa.RecordBatch, int]:
-    """Return the rows that `score` would not reject, and how many it would."""
-    if not rows.num_rows:
-        return rows, 0
-    _, misfits = scoring.encoded(rows, recipe)
-    bad = {misfit.row for misfit in misfits}
-    if len(bad) == rows.num_rows:
-        first = misfits[0]
-        raise DataError(f"no row can be scored: column {first.column}: {first.reason}", "give other rows")
-    good = [row for row in range(rows.num_rows) if row not in bad]
-    return rows.take(pa.array(good, pa.int64())), len(bad)
-
-
-def _scores(rows: pa.RecordBatch, recipe: Recipe) -> dict[str, Tensor]:
-    """Score rows as a job would, each output as one array [rows, ...]."""
-    given, _ = scoring.encoded(rows, recipe)
-    columns = scoring.predicted(scoring.runs_of(recipe), recipe, given, by_codes=False)
-    return {p.output: _array(column) for p, column in zip(recipe.predictions, columns, strict=True)}
-
-
-def _shapes(rows: pa.RecordBatch, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Return the shape that one row has in each output, as onnxruntime gives it."""
-    (encoded,), _ = scoring.encoded(rows.slice(0, 1), recipe)
-    (session,) = scoring.runs_of(recipe)
-    names = [p.output for p in recipe.predictions]
-    tensors = {name: scoring.padded(t, recipe.batch_rows) for name, t in encoded.tensors.items()}
-    values = session.run(names, tensors)
-    return {name: np.shape(value)[1:] for name, value in zip(names, values, strict=True)}
-
-
-def _array(column: pa.Array) -> Tensor:
-    if isinstance(column, pa.ExtensionArray):
-        return np.asarray(column.to_numpy_ndarray())
-    if pa.types.is_fixed_size_list(column.type):
-        return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
-    return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
 def _taken(

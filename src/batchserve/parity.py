@@ -31,13 +31,17 @@ class Gap(BaseModel, frozen=True):
     """Rows with another label."""
     flips_at_ties: int = 0
     """Such rows whose two highest scores are one float32: allowed."""
+    sample_relative: float = 0.0
+    """What `largest_relative` is in the sample's own rows."""
+    sample_flips: int = 0
     problem: str = ""
     """Why the two cannot be compared at all."""
 
     @property
     def passes(self) -> bool:
         """Whether the difference is allowed."""
-        return not self.problem and not self.flips and self.largest_relative <= self.tolerance
+        few = self.flips <= self.tolerance * self.rows
+        return not self.problem and few and self.largest_relative <= self.tolerance
 
     @property
     def badness(self) -> tuple[bool, int, float]:
@@ -49,9 +53,33 @@ class Gap(BaseModel, frozen=True):
             return self.problem
         if not self.spread:
             ties = f", {self.flips_at_ties:,} more at ties" if self.flips_at_ties else ""
-            return f"{self.flips:,} of {self.rows:,} labels differ{ties}"
+            allowed = f", allowed {self.tolerance:g} of all" if self.tolerance else ""
+            return f"{self.flips:,} of {self.rows:,} labels differ{ties}{allowed}"
         share = f"{self.largest_relative:.2g} of the spread {self.spread:.4g}, allowed {self.tolerance:g}"
         return f"largest difference {self.largest_absolute:.2g} in {self.rows:,} rows ({share})"
+
+    @property
+    def in_sample(self) -> str:
+        """How the sample's own rows differ, in words: others are made to be hard."""
+        if self.problem:
+            return self.problem
+        if not self.spread:
+            return f"{self.sample_flips:,} labels differ"
+        return f"{self.sample_relative:.2g} of the spread"
+
+
+class Reduction(BaseModel, frozen=True):
+    """Fewer digits than the source computes with, and what they gain."""
+
+    precision: str
+    speed_up: float
+    """Times as fast as the same graph before, on the machine that exported it."""
+    batch_rows: int
+    """Of the runs that were measured."""
+
+    def __str__(self) -> str:
+        runs = f"runs of {self.batch_rows:,} rows, measured where it was exported"
+        return f"{self.precision}, {self.speed_up:.2f} times as fast ({runs})"
 
 
 class Parity(BaseModel, frozen=True):
@@ -69,6 +97,7 @@ class Parity(BaseModel, frozen=True):
     takes_nan: bool
     gaps: tuple[Gap, ...]
     drift_accepted: bool = False
+    reduction: Reduction | None = None
 
     @property
     def passes(self) -> bool:
@@ -88,7 +117,11 @@ class Parity(BaseModel, frozen=True):
             "computes in": self.computes_in,
             "compared": f"{self.sample_rows:,} rows of the sample, and added ones: {added or 'none'}",
         }
-        facts |= {f"parity {gap.output}": str(gap) for gap in self.gaps}
+        facts |= {"precision": str(self.reduction)} if self.reduction else {}
+        for gap in self.gaps:
+            facts[f"parity {gap.output}"] = str(gap)
+            if self.reduction:
+                facts[f"in the sample {gap.output}"] = gap.in_sample
         facts["nulls"] = "NaN, as in the source (batchserve.on_null)" if self.takes_nan else "are rejected"
         if self.not_scored:
             facts["not compared"] = (
@@ -126,15 +159,14 @@ def compared(
         Each output's gap, and how bad each row is [rows]: 0 where the two agree.
     """
     ties = _ties(source)
-    found = {}
-    for name, values in model.values.items():
-        tolerance = tolerances.get(name, tolerances.get("", TOLERANCE))
-        found[name] = _gap(name, source, np.asarray(values), tolerance, ties)
-    return found
+    return {
+        name: _gap(name, source, np.asarray(values), tolerances, ties)
+        for name, values in model.values.items()
+    }
 
 
 def _gap(
-    name: str, source: Outputs, values: Tensor, tolerance: float, ties: NDArray[np.bool_]
+    name: str, source: Outputs, values: Tensor, tolerances: Mapping[str, float], ties: NDArray[np.bool_]
 ) -> tuple[Gap, Tensor]:
     expected = np.asarray(source.values[name])
     rows = len(expected)
@@ -143,8 +175,9 @@ def _gap(
         return Gap(output=name, rows=rows, problem=problem), np.ones(rows)
     flat = expected.reshape(rows, -1), values.reshape(rows, -1)
     if name == "label" or expected.dtype.kind in "OUSTiub" or values.dtype.kind in "OUST":
-        return _labels(name, *flat, ties)
+        return _labels(name, *flat, ties, source.sample_rows, tolerances.get(name, 0.0))
     numbers = flat[0].astype(np.float64), flat[1].astype(np.float64)
+    tolerance = tolerances.get(name, tolerances.get("", TOLERANCE))
     return _numbers(name, *numbers, source.sample_rows, tolerance)
 
 
@@ -152,13 +185,16 @@ def _width(values: Tensor) -> int:
     return int(np.prod(values.shape[1:], dtype=int))
 
 
-def _labels(name: str, expected: Tensor, values: Tensor, ties: NDArray[np.bool_]) -> tuple[Gap, Tensor]:
+def _labels(
+    name: str, expected: Tensor, values: Tensor, ties: NDArray[np.bool_], sample_rows: int, tolerance: float
+) -> tuple[Gap, Tensor]:
     differ = np.any(_comparable(expected, values) != _comparable(values, expected), axis=1)
-    at_ties = differ & ties
+    wrong = differ & ~ties
     gap = Gap(
-        output=name, rows=len(expected), flips=int((differ & ~ties).sum()), flips_at_ties=int(at_ties.sum())
-    )
-    return gap, (differ & ~ties).astype(float)
+        output=name, rows=len(expected), flips=int(wrong.sum()), flips_at_ties=int((differ & ties).sum()),
+        sample_flips=int(wrong[:sample_rows].sum()), tolerance=tolerance,
+    )  # fmt: skip
+    return gap, wrong.astype(float)
 
 
 def _comparable(labels: Tensor, others: Tensor) -> Tensor:
@@ -180,7 +216,7 @@ def _numbers(
     worst = share.max(axis=1, initial=0.0)
     gap = Gap(
         output=name, rows=len(expected), largest_absolute=_largest(away), largest_relative=_largest(share),
-        spread=float(spread.max()), tolerance=tolerance,
+        spread=float(spread.max()), tolerance=tolerance, sample_relative=_largest(share[:sample_rows]),
     )  # fmt: skip
     return gap, np.where(worst > tolerance, worst, 0.0)
 

@@ -67,17 +67,17 @@ def _drop_unread(model: "onnx.ModelProto") -> None:
     for node in reversed(graph.node):  # a graph is sorted: what makes a value stands before what reads it
         if needed & set(node.output):
             nodes.append(node)
-            needed |= set(node.input) | _read_inside(node)
+            needed |= set(node.input) | read_inside(node)
     _replace(graph.node, nodes[::-1])
     _replace(graph.initializer, [each for each in graph.initializer if each.name in needed])
     _replace(graph.input, [port for port in graph.input if port.name in needed])
     del graph.value_info[:]
 
 
-def _read_inside(node: "onnx.NodeProto") -> set[str]:
+def read_inside(node: "onnx.NodeProto") -> set[str]:
     """Return the names that the bodies of loops and branches read, those from outside among them."""
     bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-    names = {name for body in bodies for inner in body.node for name in (*inner.input, *_read_inside(inner))}
+    names = {name for body in bodies for inner in body.node for name in (*inner.input, *read_inside(inner))}
     return names | {port.name for body in bodies for port in body.output}
 
 
@@ -158,7 +158,9 @@ def chained(
         [*first.graph.node, glue, *inner.graph.node], "chained", first.graph.input, inner.graph.output,
         [*first.graph.initializer, *inner.graph.initializer],
     )  # fmt: skip
-    versions = {opset.domain: opset.version for each in (first, second) for opset in each.opset_import}
+    versions: dict[str, int] = {}
+    for opset in (*first.opset_import, *second.opset_import):
+        versions[opset.domain] = max(opset.version, versions.get(opset.domain, 0))
     sets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     return helper.make_model(graph, opset_imports=sets, ir_version=max(first.ir_version, second.ir_version))
 

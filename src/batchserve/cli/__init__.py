@@ -373,6 +373,7 @@ def export(  # noqa: PLR0913, PLR0917  one parameter per flag
     weights: flags.Weights = None,
     tolerance: flags.Tolerance = None,
     accept_drift: flags.AcceptDrift = None,
+    precision: flags.Precision = None,
     trust_pickle: flags.TrustPickle = None,
     overwrite: flags.Replace = None,
     debug: flags.Debug = None,
@@ -387,6 +388,7 @@ def export(  # noqa: PLR0913, PLR0917  one parameter per flag
     done = api.export(
         source, path, sample=sample, features=names, weights=weights, tolerance=tolerance or (),
         accept_drift=bool(accept_drift), trust_pickle=bool(trust_pickle), overwrite=bool(overwrite),
+        precision=precision,  # type: ignore[arg-type]  # read by the library, with its reasons
     )  # fmt: skip
     console.table(path, done.facts())
 

@@ -195,6 +195,10 @@ Tolerance = Annotated[
 AcceptDrift = Annotated[
     bool | None, option("--accept-drift", text="Write the model whatever the differences are.")
 ]
+Precision = Annotated[
+    str | None,
+    option("--precision", text="Compute matrix products in float16 or int8.", metavar="float16|int8"),
+]
 Replace = Annotated[bool | None, option("--overwrite", text="Replace a file that is there.")]
 TrustPickle = Annotated[
     bool | None, option("--trust-pickle", text="Read a pickle: that runs the code in it.")

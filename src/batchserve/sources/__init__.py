@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
+from batchserve import surgery
 from batchserve.binding import is_text
 from batchserve.errors import ModelError, NotFoundError, UsageError
 from batchserve.model import Tensor
@@ -39,6 +40,12 @@ class Candidate:
     how: str
     make: "Callable[[], onnx.ModelProto]"
     features: tuple[str, ...] = ()
+
+
+def by_columns(candidate: Candidate, rows: pa.RecordBatch) -> Candidate:
+    """Return a graph of one wide input as one with an input for each column of these rows."""
+    columns = tuple(rows.schema.names)
+    return Candidate(candidate.how, lambda: surgery.column_inputs(candidate.make(), columns))
 
 
 class Source(Protocol):
@@ -133,10 +140,11 @@ def of_object(model: Any) -> Source:
 
 _KINDS = (
     "export takes scikit-learn estimators and pipelines, LightGBM (.txt), XGBoost (.json, .ubj), "
-    "CatBoost (.cbm) and torch (.pt2, or package.module:factory with --weights)"
+    "CatBoost (.cbm), torch (.pt2, or package.module:factory with --weights) and ONNX (.onnx)"
 )
 _HOMES = {
     ".txt": "lightgbm", ".json": "xgboost", ".ubj": "xgboost", ".cbm": "catboost", ".pt2": "torch",
+    ".onnx": "onnx",
     ".joblib": "pickles", ".pkl": "pickles", ".pickle": "pickles", ".pt": "pickles", ".pth": "pickles",
 }  # fmt: skip
 

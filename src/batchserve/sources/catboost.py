@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 from batchserve import surgery
 from batchserve.errors import ModelError
 from batchserve.model import Tensor
-from batchserve.sources import Candidate, library, matrix, reason, title, versions
+from batchserve.sources import Candidate, by_columns, library, matrix, reason, title, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -93,9 +92,14 @@ class Boosted:
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give the graph that CatBoost writes: its trees compare in float32."""
-        yield Candidate("float32", partial(self._exported, tuple(rows.schema.names)))
+        for each in self.wide(rows.num_columns):
+            yield by_columns(each, rows)
 
-    def _exported(self, columns: tuple[str, ...]) -> "onnx.ModelProto":
+    def wide(self, width: int) -> Iterator[Candidate]:  # noqa: ARG002  CatBoost knows it
+        """Give the same with one input [rows, width]."""
+        yield Candidate("float32", self._exported)
+
+    def _exported(self) -> "onnx.ModelProto":
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -106,4 +110,4 @@ class Boosted:
         names = ["label", "probabilities"] if self._classifies else ["variable"]
         for old, new in zip(outputs, names, strict=False):
             graph = surgery.renamed(graph, old, new)
-        return surgery.column_inputs(graph, columns)
+        return graph

@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchserve import surgery
 from batchserve.errors import ModelError
 from batchserve.model import Tensor
-from batchserve.sources import OPSETS, Candidate, library, matrix, reason, title, versions
+from batchserve.sources import OPSETS, Candidate, by_columns, library, matrix, reason, title, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -116,17 +116,19 @@ class Boosted:
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give graphs with sums in float32, in float64 as LightGBM's own, and with inputs in float64."""
-        columns = tuple(rows.schema.names)
-        yield Candidate("float32", partial(self._graph, columns))
-        yield Candidate("float32, trees summed in float64", partial(self._graph, columns, split=_SPLIT))
-        yield Candidate("float64", partial(self._graph, columns, double=True))
+        for each in self.wide(rows.num_columns):
+            yield by_columns(each, rows)
 
-    def _graph(
-        self, columns: tuple[str, ...], split: int | None = None, *, double: bool = False
-    ) -> "onnx.ModelProto":
-        graph = self._converted(len(columns), split)
+    def wide(self, width: int) -> Iterator[Candidate]:
+        """Give the same with one input [rows, width]."""
+        yield Candidate("float32", partial(self._graph, width))
+        yield Candidate("float32, trees summed in float64", partial(self._graph, width, split=_SPLIT))
+        yield Candidate("float64", partial(self._graph, width, double=True))
+
+    def _graph(self, width: int, split: int | None = None, *, double: bool = False) -> "onnx.ModelProto":
+        graph = self._converted(width, split)
         surgery.compare_exactly(graph, self._thresholds(), double=double)
-        return surgery.column_inputs(surgery.inferred(graph), columns)
+        return surgery.inferred(graph)
 
     def _thresholds(self) -> dict[tuple[int, float], float]:
         """Return all thresholds in float64, by feature and what float32 makes of them."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import surgery
+from batchserve import sources, surgery
 from batchserve.errors import ModelError
 from batchserve.model import Tensor
 from batchserve.sources import OPSETS, Candidate, Kind, frame, kinds, library, matrix, reason, title, versions
@@ -41,8 +41,10 @@ class Estimator:
 
     @property
     def made_with(self) -> str:
-        """Its class, scikit-learn and skl2onnx."""
-        return f"{title(self.model)} by {versions('sklearn', 'skl2onnx')}"
+        """Its class, scikit-learn and skl2onnx; of a booster in a pipeline its own libraries, too."""
+        booster = _booster(_last(self.model)) if hasattr(self.model, "steps") else None
+        last = f"; its last step {booster.made_with}" if booster else ""
+        return f"{title(self.model)} by {versions('sklearn', 'skl2onnx')}{last}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,6 +80,9 @@ class Estimator:
         columns = kinds(rows.schema)
         wide = "text" not in columns.values() and not _selects(self.model)
         convert = partial(_wide if wide else _named, self.model, columns)
+        if booster := _booster(_last(self.model)):
+            yield from _boosted_last(self.model, columns, booster, wide=wide)
+            return
         for how in ("float32", "float64"):
             yield Candidate(how, partial(convert, how))
         if len(getattr(self.model, "steps", ())) > 1:
@@ -129,7 +134,7 @@ def _predicted(model: Any, table: Any) -> dict[str, Tensor]:
     if not hasattr(model, "predict"):
         return {"variable": np.asarray(model.transform(table))}
     values = np.asarray(model.predict(table))
-    if not hasattr(model, "classes_"):
+    if not len(getattr(model, "classes_", ())):  # CatBoost's regressors have an empty list
         labels = values.dtype.kind in "iu"
         return {"label" if labels and not _is_regressor(model) else "variable": values}
     return {"label": values} | _scores(model, table)
@@ -179,6 +184,27 @@ def _split(model: Any, columns: Columns, *, wide: bool) -> "onnx.ModelProto":
     first = (_wide if wide else _named)(model[:-1], columns, "float64")
     last = _converted(model[-1], [("X", _types("float32")["float"]([None, model[-1].n_features_in_]))])
     return surgery.chained(first, last, onnx.TensorProto.FLOAT)
+
+
+def _booster(last: Any) -> Any:
+    """Return the last step as a source of its own, if its library is one for boosters."""
+    homes = {kind.__module__.partition(".")[0] for kind in type(last).__mro__}
+    return sources.of_object(last) if homes & {"lightgbm", "xgboost", "catboost"} else None
+
+
+def _boosted_last(model: Any, columns: Columns, booster: Any, *, wide: bool) -> Iterator[Candidate]:
+    """Give graphs whose steps up to the booster are converted by skl2onnx, the booster by its own library."""
+    for first in ("float32", "float64"):
+        for last in booster.wide(booster.width):
+            how = f"{first}, {title(booster.model)} in {last.how}"
+            yield Candidate(how, partial(_chained, model, columns, first, last, wide=wide))
+
+
+def _chained(model: Any, columns: Columns, how: str, last: Candidate, *, wide: bool) -> "onnx.ModelProto":
+    first = (_wide if wide else _named)(model[:-1], columns, how)
+    second = last.make()
+    kind = surgery.only_input(second).type.tensor_type.elem_type
+    return surgery.chained(first, second, kind)
 
 
 def _types(how: str) -> dict[Kind, Any]:

@@ -4,7 +4,6 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 from batchserve import surgery
 from batchserve.errors import ModelError
 from batchserve.model import Tensor
-from batchserve.sources import OPSETS, Candidate, library, matrix, reason, title, versions
+from batchserve.sources import OPSETS, Candidate, by_columns, library, matrix, reason, title, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -118,10 +117,12 @@ class Boosted:
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give a graph in float32: XGBoost computes in that."""
-        yield Candidate("float32", partial(self._graph, tuple(rows.schema.names)))
+        for each in self.wide(rows.num_columns):
+            yield by_columns(each, rows)
 
-    def _graph(self, columns: tuple[str, ...]) -> "onnx.ModelProto":
-        return surgery.column_inputs(surgery.inferred(self._converted(len(columns))), columns)
+    def wide(self, width: int) -> Iterator[Candidate]:
+        """Give the same with one input [rows, width]."""
+        yield Candidate("float32", lambda: surgery.inferred(self._converted(width)))
 
     def _converted(self, width: int) -> "onnx.ModelProto":
         """Convert under the names f0, f1 ...: the converter takes no others."""
