@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import batchserve as bs
-from batchserve import exporting, parity, probes, sources, surgery
+from batchserve import exporting, parity, probes, simplifying, sources, surgery
 from batchserve.exporting import Terms
 from batchserve.model import Tensor
 from batchserve.parity import Outputs
@@ -336,6 +336,38 @@ def test_the_same_export_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 # -- what is refused before anything is converted -----------------------------------------------
+
+
+def roundabout(weight: float = 2) -> onnx.ModelProto:
+    """Return the line with a weight that is computed, and a node that does nothing."""
+    made = linear(weight)
+    (name,) = {each.name for each in made.graph.output}
+    for node in made.graph.node:
+        node.output[:] = ["last" if each == name else each for each in node.output]
+    made.graph.node.append(helper.make_node("Identity", ["last"], [name]))
+    return made
+
+
+def test_nodes_without_effect_are_left_out(tmp_path: Path) -> None:
+    """What is written has fewer nodes than what was converted, and the same scores."""
+    before, path = roundabout(), tmp_path / "m.onnx"
+
+    exporting.export(Function(line, [before]), path, SAMPLE, Terms())
+
+    assert len(onnx.load(path).graph.node) < len(before.graph.node)
+    assert "Identity" not in [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_a_simpler_graph_of_other_bits_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of one score is enough to keep the graph as it was converted."""
+    nearly = float(np.nextafter(np.float32(2), np.float32(3)))
+    monkeypatch.setattr(simplifying, "simplified", lambda *_: linear(nearly))
+
+    exporting.export(Function(line, [roundabout()]), tmp_path / "m.onnx", SAMPLE, Terms())
+
+    assert "Identity" in [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
 
 
 def no_such_column(columns: dict[str, Tensor]) -> Mapping[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchserve import parity, probes, reducing, rehearsal, sources, surgery, trial
+from batchserve import parity, probes, reducing, rehearsal, simplifying, sources, surgery, trial
 from batchserve.errors import BatchserveError, ModelError, UsageError
 from batchserve.model import FEATURES_KEY, Tensor, runtime_version, session_for
 from batchserve.modelfile import identify
@@ -66,6 +66,8 @@ def judged(
     added, more = rehearsal.scorable(probes.joined(found, rows.schema), recipe)
     every = pa.concat_batches([rows, added])
     ours = rehearsal.scores(every, recipe)
+    if not precision:  # of int8 the weights would become float32 again
+        graph, recipe = _simplest(graph, recipe, candidate, every, ours, file)
     theirs = _predicted(source, every)
     outputs = Outputs(theirs, rows.num_rows), Outputs(ours, rows.num_rows)
     gaps = parity.compared(*outputs, tolerances)
@@ -80,6 +82,26 @@ def judged(
     shapes = rehearsal.shapes(rows, recipe)
     shown = tuple(_told(row, every, *outputs) for row in parity.worst_rows(gaps))
     return Verdict(graph, candidate, record, shapes, shown)
+
+
+def _simplest(
+    graph: Any, recipe: Recipe, candidate: Candidate, rows: pa.RecordBatch, scores: Mapping[str, Tensor],
+    file: Path,
+) -> tuple[Any, Recipe]:  # fmt: skip
+    """Return a graph of fewer nodes and what runs it, if it gives the same bits for all rows; else these."""
+    found = simplifying.simplified(graph, file)
+    if found is None:
+        return graph, recipe
+    again = _rehearsed(found, candidate, rows, file.with_suffix(".again.onnx"))
+    given = rehearsal.scores(rows, again)
+    same = all(_same_bits(values, given[name]) for name, values in scores.items())
+    return (found, again) if same else (graph, recipe)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype.kind == "O":
+        return list(one) == list(other)
+    return bool(one.dtype == other.dtype and one.tobytes() == other.tobytes())
 
 
 def _digits(candidate: Candidate, precision: Precision | None) -> str:
