@@ -314,6 +314,16 @@ def test_the_record_is_in_the_model_and_inspect_shows_it(
     assert '"gaps"' not in shown
 
 
+def test_long_metadata_is_shown_short() -> None:
+    """What trainers put into a model is one line each, and its length is told where it is cut."""
+    told = parity.told({"params": "a long\n" * 1000, "note": "two\nlines"})
+
+    assert told["note"] == "two lines"
+    assert told["params"].startswith("a long a long")
+    assert told["params"].endswith("... (6,999 characters)")
+    assert len(told["params"]) < 450
+
+
 def test_a_wide_input_names_its_columns(tmp_path: Path) -> None:
     """A graph of one wide input has the list of its columns in its metadata."""
     wide = model(

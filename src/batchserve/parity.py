@@ -275,9 +275,19 @@ def stored(metadata: Mapping[str, str]) -> Parity | None:
 def told(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return a model's metadata in words: the record of the gate as facts, the rest as it is."""
     record = stored(metadata)
-    if record is None:
-        return dict(metadata)
-    return {key: text for key, text in metadata.items() if key != RECORD_KEY} | record.facts()
+    shown = {key: _cut(text) for key, text in metadata.items() if record is None or key != RECORD_KEY}
+    return shown | (record.facts() if record else {})
+
+
+_SHOWN_CHARACTERS = 400
+
+
+def _cut(text: str) -> str:
+    """Return a text on one line, the end of a long one left out: trainers put whole configurations there."""
+    line = " ".join(text.split())
+    if len(line) <= _SHOWN_CHARACTERS:
+        return line
+    return f"{line[:_SHOWN_CHARACTERS]}... ({len(line):,} characters)"
 
 
 def by_output(tolerances: Sequence[str]) -> Iterator[tuple[str, float]]:

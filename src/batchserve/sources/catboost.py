@@ -106,6 +106,7 @@ class Boosted:
             file = Path(folder, "model.onnx")
             self.model.save_model(str(file), format="onnx")
             graph = surgery.without_zipmap(onnx.load(file))
+        del graph.metadata_props[:]  # when and how it was trained, in ten thousand characters
         outputs = [port.name for port in graph.graph.output]
         names = ["label", "probabilities"] if self._classifies else ["variable"]
         for old, new in zip(outputs, names, strict=False):
