@@ -291,7 +291,7 @@ def test_columns_of_one_name_are_refused(home: Path, tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="column a_b_score: would be of two models"):
         bs.plan(source, model={"a": tmp_path / "echo.onnx", "a_b": home / "named.onnx"})
-    with pytest.raises(NotFoundError, match=r"x: .*gone\.onnx: no such model"):
+    with pytest.raises(NotFoundError, match=r"x=.*gone\.onnx: no such model"):
         bs.plan(source, model={"x": tmp_path / "gone.onnx", "y": home / "named.onnx"})
 
 
@@ -379,8 +379,9 @@ def test_a_path_in_python_is_a_path(home: Path, tmp_path: Path, monkeypatch: pyt
     source = written(tmp_path, [Row("1", "2", "3", "red")], "csv")
 
     assert list(bs.plan(source, model="year=2024/m.onnx").plan.recipe.digests) == [""]
+    assert config.said_models(["year=2024/m.onnx"]) == "year=2024/m.onnx"
     with pytest.raises(NotFoundError) as told:
-        bs.plan(source, model=config.said_models(["year=2024/m.onnx"]))
+        bs.plan(source, model=config.said_models(["a=year=2024/m.onnx", "year=2024/m.onnx"]))
     assert told.value.hint == "a path with = is said with ./ : ./year=2024/m.onnx"
     assert bs.Model(Path("year=2024/m.onnx")).signature.outputs[0].name == "score"
 

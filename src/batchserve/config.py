@@ -98,6 +98,8 @@ def models(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not texts:
         return value
+    if len(texts) == 1 and Path(texts[0]).is_file():  # year=2024/m.onnx, say
+        return str(texts[0])
     pieces = [piece for text in texts for piece in _model_pieces(str(text))]
     found = [_NAMED.fullmatch(piece) for piece in pieces]
     if len(pieces) == 1 and not found[0]:

@@ -14,7 +14,7 @@ from batchserve.binding import Binding
 from batchserve.candidates import Candidate, Specs
 from batchserve.config import Job
 from batchserve.effort import Effort
-from batchserve.errors import NotFoundError, Problems, StallError, UsageError, naming
+from batchserve.errors import BatchserveError, NotFoundError, Problems, StallError, UsageError, naming
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Look, Reading, inference
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.outputs import dictionaries
@@ -67,14 +67,17 @@ def _digests(job: Job, names: Sequence[str]) -> dict[str, str]:
 
 
 def _identified(job: Job, name: str, path: str, sha256: str | None) -> ModelSpec:
-    with naming(name):
-        try:
-            return identify(path, job.device, job.custom_ops, job.intra_op, sha256)
-        except NotFoundError as error:
-            whole = f"{name}={path}"
-            if name and Path(whole).is_file():
-                raise NotFoundError(error.message, f"a path with = is said with ./ : ./{whole}") from error
+    try:
+        return identify(path, job.device, job.custom_ops, job.intra_op, sha256)
+    except NotFoundError as error:
+        if not name:
             raise
+        whole = f"{name}={path}"
+        hint = f"a path with = is said with ./ : ./{whole}" if Path(whole).is_file() else error.hint
+        # As it was said: what looks like a secret is taken out of KEY=VALUE.
+        raise NotFoundError(f"{name}={error.message}", hint) from error
+    except BatchserveError as error:
+        raise (error.about(name) if name else error) from error
 
 
 def recipe_for(job: Job, specs: Specs, look: Look, fixed: tuple[str, ...] = ()) -> Recipe:
