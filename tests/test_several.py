@@ -103,7 +103,7 @@ def outcome(folder: Path, source: Path, model: Any, **options: Any) -> tuple[Any
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(rows=ROWS, size=st.integers(60, 2_000), options=st.sampled_from([{}, {"on_null": "a:nan"}]))
 def test_the_columns_are_those_of_single_scores(
     form: str, rows: list[Row], size: int, options: dict[str, str], both: dict[str, str],
