@@ -754,6 +754,23 @@ def test_a_row_group_of_many_columns_gives_the_rows_of_a_narrow_one(columns: int
     assert extent == Extent(0, 2)
 
 
+@pytest.mark.parametrize("columns", [3, 17])
+def test_a_range_of_rows_of_many_columns_is_that_range(columns: int, tmp_path: Path) -> None:
+    """Cut in the middle of batches, the ranges of a wide row group are the rows of the file."""
+    values = np.random.default_rng(columns).standard_normal((columns, 40_000)).astype(np.float32)
+    table = pa.table({f"c{i}": pa.array(row, mask=row > 2) for i, row in enumerate(values)})
+    pq.write_table(table, tmp_path / "wide.parquet")
+    sources = files.resolve([str(tmp_path / "wide.parquet")], None)
+    reading = Reading(schema_=table.schema, columns=tuple(table.column_names), batch_rows=1024)
+
+    made = cutting.partitions(sources, 100_000, COMMON, 7)
+
+    items = [item for each in made for part in each.slices for item in inputs.read(part, reading)]
+    batches = [item.batch for item in items if isinstance(item, Block)]
+    assert 1 < len(made) <= 7
+    assert pa.Table.from_batches(batches).equals(table)
+
+
 @pytest.mark.parametrize("groups", [0, 1])
 def test_parquet_without_rows_gives_an_empty_output(groups: int, tmp_path: Path, score: Score) -> None:
     """No row group, or one of no rows, gives all columns and no rows."""

@@ -42,13 +42,15 @@ def _group_bytes(made: Plan) -> int:
 
 
 def _read_bytes(made: Plan) -> int:
-    """Return what a reader holds: blocks of text, a wide row group or record batch, or pages of columns."""
+    """Return what a reader holds: blocks of text, what is cut of a wide row group, or pages of columns."""
     form = made.sources[0].format if made.sources else "csv"
     if form in TEXT_FORMATS:
         return _BLOCKS_OF_TEXT * records.BLOCK_BYTES
+    slices = [part for partition in made.partitions for part in partition.slices]
+    if form == "parquet":
+        largest = max((part.size_bytes // max(1, part.stop - part.start) for part in slices), default=0)
+        return min(largest, len(made.recipe.reading.columns) * _PAGE_BYTES)
     sizes: Counter[tuple[str, int]] = Counter()
-    for part in (part for partition in made.partitions for part in partition.slices):
+    for part in slices:
         sizes[part.path, part.start] += part.size_bytes // max(1, part.stop - part.start)
-    largest = max(sizes.values(), default=0)
-    columns = len(made.recipe.reading.columns)
-    return min(largest, columns * _PAGE_BYTES) if form == "parquet" else largest
+    return max(sizes.values(), default=0)

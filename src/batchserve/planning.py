@@ -28,6 +28,8 @@ from batchserve.storage import patiently
 _MIN_PARTITION_BYTES = 8 << 20
 _MAX_PARTITION_BYTES = 32 << 20
 _PARTITIONS_AIM = 32
+_FEW_PARTITIONS = 8
+"""Row groups are cut to have so many, no more: of those after the first, each decodes what is before it."""
 _LEAST_WORK_S, _MOST_WORK_S = 0.5, 30.0
 _DECODING_S = 1e-6
 """What a row may cost the model for every slice of its row group. Decoding one took a fifth of that
@@ -144,7 +146,7 @@ def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect, work: Eff
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
     if work.seconds and total and not job.partition_size:
         aim = min(aim, _bytes_of_work(sources, dialect, work))
-    few = min(cutting.MOST_CUTS, -(-_PARTITIONS_AIM // max(1, len(sources))))
+    few = min(cutting.MOST_CUTS, -(-_FEW_PARTITIONS // max(1, len(sources))))
     cuts = max(few, int(work.seconds / _DECODING_S))
     return cutting.partitions(sources, job.partition_size or aim, dialect, cuts)
 

@@ -148,18 +148,23 @@ def _head(source: Source) -> pa.RecordBatch:
 
 
 def _batches(
-    file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None, rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Stream row groups; apart where one has a dictionary in a list or struct: Arrow cannot join those."""
+    file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None, rows: int,
+    within: tuple[int, int] = (0, OPEN_END),
+) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    """Stream row groups, of a single one also a range of its rows.
+
+    Apart where one has a dictionary in a list or struct: Arrow cannot join those.
+    """
     names = columns or file.schema_arrow.names
     apart = any(pa.types.is_nested(f.type) and "dictionary<" in str(f.type) for f in file.schema_arrow)
     wide = {i for i in groups if _is_wide(file, names, i)}
     for run in [[i] for i in groups] if apart or wide else [list(groups)]:
         if not wide.isdisjoint(run):  # then it is one
-            batch = _whole(file, names, run[0])
+            batch = _at_once(file, names, run[0], within)
             yield from (batch.slice(at, rows) for at in range(0, batch.num_rows, rows))
         else:
-            yield from file.iter_batches(rows, row_groups=run, columns=columns, use_threads=False)
+            stream = file.iter_batches(rows, row_groups=run, columns=columns, use_threads=False)
+            yield from _between(stream, *within)
 
 
 def _is_wide(file: pq.ParquetFile, names: Sequence[str], group: int) -> bool:
@@ -171,10 +176,18 @@ def _is_wide(file: pq.ParquetFile, names: Sequence[str], group: int) -> bool:
     return bool(whole_bytes < min(_MOST_WHOLE_BYTES, len(kinds) * _COLUMN_BYTES))
 
 
-def _whole(file: pq.ParquetFile, names: Sequence[str], group: int) -> pa.RecordBatch:
-    """Read a row group, a few columns at a time: Arrow keeps the pages of all that it reads at once."""
-    tables = [file.read_row_group(group, columns=each, use_threads=False) for each in _bundles(names)]
-    columns = [one_array(column) for table in tables for column in table.columns]
+def _at_once(
+    file: pq.ParquetFile, names: Sequence[str], group: int, within: tuple[int, int]
+) -> pa.RecordBatch:
+    """Read rows of a row group, a few columns at a time: Arrow keeps pages of all that it reads at once."""
+    columns: list[pa.Array] = []
+    for bundle in _bundles(names):
+        if within == (0, OPEN_END):
+            table = file.read_row_group(group, columns=bundle, use_threads=False)
+        else:
+            stream = _batches(file, [group], bundle, LEAST_BATCH_ROWS, within)
+            table = pa.Table.from_batches(list(stream))
+        columns += map(one_array, table.columns)
     return pa.RecordBatch.from_arrays(columns, names=list(names))
 
 
@@ -229,8 +242,8 @@ def read(part: Slice, reading: Reading) -> Iterator[Item]:
         first, last = part.rows or (0, count)
         stated = base + last - first
         rows = _few_rows(file, max(1, LEAST_BATCH_ROWS // unit) * unit, unit)
-        batches = _batches(file, groups, list(reading.columns), rows)
-        for batch in _between(batches, first, last if last < count else OPEN_END):
+        within = (first, last if last < count else OPEN_END)
+        for batch in _batches(file, groups, list(reading.columns), rows, within):
             yield Block(named(batch, reading.columns), part.path)
             base += batch.num_rows
     if base != stated:
