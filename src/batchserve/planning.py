@@ -28,7 +28,7 @@ from batchserve.storage import patiently
 _MIN_PARTITION_BYTES = 8 << 20
 _MAX_PARTITION_BYTES = 32 << 20
 _PARTITIONS_AIM = 32
-_FEW_PARTITIONS = 8
+_FEW_PARTITIONS = 4
 """Row groups are cut to have so many, no more: of those after the first, each decodes what is before it."""
 _LEAST_WORK_S, _MOST_WORK_S = 0.5, 30.0
 _DECODING_S = 1e-6

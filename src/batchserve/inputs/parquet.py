@@ -155,9 +155,11 @@ def _batches(
 
     Apart where one has a dictionary in a list or struct: Arrow cannot join those.
     """
-    names = columns or file.schema_arrow.names
-    apart = any(pa.types.is_nested(f.type) and "dictionary<" in str(f.type) for f in file.schema_arrow)
-    wide = {i for i in groups if _is_wide(file, names, i)}
+    schema = file.schema_arrow  # made anew each time it is asked for
+    names = columns or schema.names
+    apart = any(pa.types.is_nested(f.type) and "dictionary<" in str(f.type) for f in schema)
+    kinds = [schema.field(name).type for name in names]
+    wide = {i for i in groups if _is_wide(kinds, file.metadata.row_group(i).num_rows)}
     for run in [[i] for i in groups] if apart or wide else [list(groups)]:
         if not wide.isdisjoint(run):  # then it is one
             batch = _at_once(file, names, run[0], within)
@@ -167,12 +169,11 @@ def _batches(
             yield from _between(stream, *within)
 
 
-def _is_wide(file: pq.ParquetFile, names: Sequence[str], group: int) -> bool:
+def _is_wide(kinds: Sequence[pa.DataType], rows: int) -> bool:
     """Whether a row group takes less memory as a whole than streamed, a page of every column at once."""
-    kinds = [file.schema_arrow.field(name).type for name in names]
     if len(kinds) <= _BUNDLE_COLUMNS or not all(map(pa.types.is_primitive, kinds)):
         return False
-    whole_bytes = file.metadata.row_group(group).num_rows * sum(kind.bit_width for kind in kinds) // 8
+    whole_bytes = rows * sum(kind.bit_width for kind in kinds) // 8
     return bool(whole_bytes < min(_MOST_WHOLE_BYTES, len(kinds) * _COLUMN_BYTES))
 
 
