@@ -171,6 +171,7 @@ class _Window:
         self._segments = 0
         self._run_id = uuid.uuid4().hex[:8]
         self._submitted = 0
+        self._least = CHUNK_PARTITIONS // 2
         self._held: dict[Any, tuple[Future, Partition]] = {}
         self._ended: SimpleQueue[Future] = SimpleQueue()
 
@@ -195,7 +196,7 @@ class _Window:
 
         Of those only a few are unpacked ahead of the workers.
         """
-        if not waiting or len(self._held) > CHUNK_PARTITIONS // 2:
+        if not waiting or len(self._held) > self._least:
             return []
         if self._unpacker and self._unpacker.needed(waiting[0]):
             threads = self._client.nthreads()
@@ -213,6 +214,8 @@ class _Window:
     def _submit(self, chunk: Sequence[Partition]) -> None:
         import dask
 
+        # As many as are being scored, and as many again, or a large cluster would wait for chunks.
+        self._least = max(CHUNK_PARTITIONS // 2, 2 * sum(self._client.nthreads().values()))
         self._submitted += 1  # a key that has failed would fail again unseen: every one is new
         run_id = f"{self._run_id}-{self._submitted}"
         frame = receipts(chunk, self._recipe, self._workspace, run_id, self._stall_timeout_s)
