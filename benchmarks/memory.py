@@ -26,11 +26,11 @@ FLAT, ESTIMATE = 1.10, 0.30
 _ESTIMATE = """
 import json, sys
 import batchserve.cli
-from batchserve import config, estimate, job
+import batchserve as bs
+from batchserve import estimate
 asked = json.loads(sys.argv[1])
-wishes = {name: (each,) if isinstance(each, str) else tuple(each) for name, each in asked["options"].items()}
-made, _ = job.plan(config.Job(model=asked["model"], **wishes), asked["files"])
-print(estimate.peak_bytes(made, 2))
+plan = bs.plan(asked["files"], model=asked["model"], **asked["options"]).plan
+print(estimate.peak_bytes(plan, 2))
 """
 _SCORE = """
 import json, sys

@@ -147,12 +147,12 @@ def evaluate(
         0.9733
     """
     from batchserve import evaluation
-    from batchserve.questions import Asked, names_of
+    from batchserve.questions import Asked
 
     if plot is not None:
         evaluation.check_plot(fspath(plot))
     found = evaluation.evaluate(
-        fspath(path), label, prediction, Asked.of(**asked), by=names_of(by), given=format
+        fspath(path), label, prediction, Asked.of(**asked), by=tuple(configuration.items(by)), given=format
     )  # fmt: skip
     if plot is not None:
         found.plot(fspath(plot))

@@ -143,15 +143,16 @@ def bound(job: Job, specs: Specs, schema: pa.Schema, problems: Problems) -> list
         problems: Gets what does not fit; models at fault are left out.
     """
     signatures = {name: session_for(spec).signature() for name, spec in specs.items()}
-    found: list[Candidate | None] = []
-    for name, spec in specs.items():
-        others = [signature for other, signature in signatures.items() if other != name]
-        found.append(problems.attempt(partial(_bound, job, name, spec, others, schema), None))
+    call = partial(_bound, job, specs, signatures, schema)
+    found = [problems.attempt(partial(call, name), None) for name in specs]
     return [each for each in found if each]
 
 
-def _bound(job: Job, name: str, spec: ModelSpec, others: Sequence[Signature], schema: pa.Schema) -> Candidate:
-    signature = session_for(spec).signature()
+def _bound(
+    job: Job, specs: Specs, signatures: Mapping[str, Signature], schema: pa.Schema, name: str
+) -> Candidate:
+    signature = signatures[name]
+    others = [each for other, each in signatures.items() if other != name]
     with naming(name):
         problems = Problems()
         said = _with_others(wish(job), others, schema)
@@ -160,7 +161,7 @@ def _bound(job: Job, name: str, spec: ModelSpec, others: Sequence[Signature], sc
         outputs = problems.attempt(lambda: _outputs(job, signature, others), none)
         problems.check()
     before = job.prefix + (f"{name}_" if name else "")
-    return Candidate(name, spec, found, {output: before + output for output in outputs})
+    return Candidate(name, specs[name], found, {output: before + output for output in outputs})
 
 
 def _with_others(said: Wish, others: Sequence[Signature], schema: pa.Schema) -> Wish:

@@ -47,8 +47,13 @@ def size(value: Any) -> Any:
     return int(float(found[1]) * _SCALE[found[2] or ""])
 
 
-def _items(value: Any) -> Any:
-    """Read a list from a list of texts, or from one text with commas."""
+def items(value: Any) -> Any:
+    """Read a list from a list of texts, or from one text with commas.
+
+    Example:
+        >>> items(["a,b", "c"])
+        ['a', 'b', 'c']
+    """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple):
         return value
@@ -59,7 +64,7 @@ def _pairs(value: Any) -> Any:
     """Read a table from a table, or from texts like A=B."""
     if isinstance(value, Mapping):
         return value
-    pairs = [str(item).partition("=") for item in _items(value)]
+    pairs = [str(item).partition("=") for item in items(value)]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:
         raise ValueError(f"{wrong[0]}: say NAME=VALUE")
@@ -182,7 +187,7 @@ def _sha256(value: Any) -> Any:
 
 
 Models = Annotated[str | dict[str, str] | None, BeforeValidator(models)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_items)]
+Names = Annotated[tuple[str, ...], BeforeValidator(items)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Constants = Annotated[dict[str, str], BeforeValidator(_constants)]
 Size = Annotated[int, BeforeValidator(size), Field(ge=1)]

@@ -1,6 +1,6 @@
 """The model: its signature, one session per process, and every runtime error translated.
 
-The only module that imports onnxruntime, but for `reducing`, which uses its tools for graphs.
+The only module that imports onnxruntime; for export `reducing` and `simplifying` use its tools for graphs.
 """
 
 import ctypes

@@ -146,7 +146,7 @@ def _partitions(job: Job, sources: Sequence[Source], dialect: Dialect, work: Eff
     aim = min(_MAX_PARTITION_BYTES, max(_MIN_PARTITION_BYTES, total // _PARTITIONS_AIM))
     if work.seconds and total and not job.partition_size:
         aim = min(aim, _bytes_of_work(sources, dialect, work))
-    few = min(cutting.MOST_CUTS, -(-_FEW_PARTITIONS // max(1, len(sources))))
+    few = -(-_FEW_PARTITIONS // max(1, len(sources)))
     cuts = max(few, int(work.seconds / _DECODING_S))
     return cutting.partitions(sources, job.partition_size or aim, dialect, cuts)
 

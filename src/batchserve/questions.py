@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchserve.arrays import raw_values
+from batchserve.config import items
 from batchserve.errors import UsageError, raise_all
 from batchserve.labels import NUMBERS, Kind, kind_of, numbers, plain, storage_type
 from batchserve.metrics import Cut
@@ -57,7 +58,7 @@ class Asked:
         Raises:
             UsageError: Some of it does not.
         """
-        asked = cls(**{**said, "classes": names_of(said.get("classes", ()))})  # type: ignore[arg-type]
+        asked = cls(**{**said, "classes": tuple(items(said.get("classes", ())))})  # type: ignore[arg-type]
         tasks = get_args(Task)
         problems = []
         if asked.task not in {None, *tasks}:
@@ -73,17 +74,6 @@ class Asked:
 
 
 _MOST_BINS = 100
-
-
-def names_of(said: str | Sequence[str]) -> tuple[str, ...]:
-    """Return names given one by one, or with commas.
-
-    Example:
-        >>> names_of(["a,b", "c"])
-        ('a', 'b', 'c')
-    """
-    several = [said] if isinstance(said, str) else said
-    return tuple(name.strip() for text in several for name in str(text).split(",") if name.strip())
 
 
 def settle(asked: Asked, label: pa.Array, prediction: pa.Array, names: tuple[str, str]) -> Question:

@@ -5,8 +5,8 @@ blocks of typed rows, records that could not be read, and at last the slice's ex
 One module per format, each with the same functions:
 
     look(sources, sampled, wish) -> Look          the columns, from headers and samples
-    split(source, target_bytes, dialect)          ranges that can be read apart, as slices; of what
-                                                  has rows, not bytes, also how many of one row group
+    split(source, target_bytes, dialect)          ranges that can be read apart, as slices (of Parquet
+                                                  and Arrow also `cuts`: into how many, at most)
     read(part, reading) -> blocks, bad records    the rows of one range
     boundaries(dialect), counter(dialect)         of a text: where its records end, how many there are
 

@@ -22,9 +22,6 @@ from batchserve.inputs import (
 from batchserve.inputs.dialect import COMMON, Dialect
 from batchserve.storage import patiently, transient_reading
 
-MOST_CUTS = 4
-"""Slices that a file of one row group is cut into, as a rule: each decodes the rows before its own, too."""
-
 
 def partitions(
     sources: Sequence[Source], target_bytes: int, dialect: Dialect = COMMON, cuts: int = 1

@@ -6,9 +6,11 @@ One module per library. No library is imported before a source of it is opened.
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from batchserve import surgery
@@ -25,6 +27,9 @@ Kind = Literal["text", "integer", "float", "list"]
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 """The operator sets that converters are asked for."""
+ONNXMLTOOLS_OPSET = 15
+"""The newest that onnxmltools knows."""
+NO_CATEGORIES = "converters are wrong about them: train on one-hot columns, in a pipeline with OneHotEncoder"
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,14 @@ class Candidate:
     features: tuple[str, ...] = ()
 
 
-def by_columns(candidate: Candidate, rows: pa.RecordBatch) -> Candidate:
-    """Return a graph of one wide input as one with an input for each column of these rows."""
-    columns = tuple(rows.schema.names)
-    return Candidate(candidate.how, lambda: surgery.column_inputs(candidate.make(), columns))
+def by_columns(candidates: Iterator[Candidate], rows: pa.RecordBatch) -> Iterator[Candidate]:
+    """Give graphs of one wide input as ones with an input for each column of these rows."""
+    for each in candidates:
+        yield Candidate(each.how, partial(_of_columns, each.make, tuple(rows.schema.names)))
+
+
+def _of_columns(make: "Callable[[], onnx.ModelProto]", columns: tuple[str, ...]) -> "onnx.ModelProto":
+    return surgery.column_inputs(make(), columns)
 
 
 class Source(Protocol):
@@ -238,6 +247,14 @@ def matrix(rows: pa.RecordBatch) -> Tensor:
     """Return the columns of numbers side by side, as float64 [rows, columns]; a null is NaN."""
     numbers: Tensor = frame(rows).to_numpy("float64", na_value=float("nan"))
     return numbers
+
+
+def classified(model: Any, table: Tensor) -> dict[str, Tensor]:
+    """Return label and probabilities that a classifier with the methods of scikit-learn gives."""
+    return {
+        "label": np.asarray(model.predict(table)),
+        "probabilities": np.asarray(model.predict_proba(table)),
+    }
 
 
 def reason(error: BaseException) -> str:

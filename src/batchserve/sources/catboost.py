@@ -92,8 +92,7 @@ class Boosted:
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give the graph that CatBoost writes: its trees compare in float32."""
-        for each in self.wide(rows.num_columns):
-            yield by_columns(each, rows)
+        return by_columns(self.wide(rows.num_columns), rows)
 
     def wide(self, width: int) -> Iterator[Candidate]:  # noqa: ARG002  CatBoost knows it
         """Give the same with one input [rows, width]."""

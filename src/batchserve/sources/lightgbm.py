@@ -15,7 +15,18 @@ import pyarrow as pa
 from batchserve import surgery
 from batchserve.errors import ModelError
 from batchserve.model import Tensor
-from batchserve.sources import OPSETS, Candidate, by_columns, library, matrix, reason, title, versions
+from batchserve.sources import (
+    NO_CATEGORIES,
+    ONNXMLTOOLS_OPSET,
+    Candidate,
+    by_columns,
+    classified,
+    library,
+    matrix,
+    reason,
+    title,
+    versions,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -48,11 +59,8 @@ def of_object(model: Any) -> "Boosted":
     library("onnxmltools", "lightgbm")
     booster = getattr(model, "booster_", model)
     if any('"decision_type":"=="' in json.dumps(tree, separators=(",", ":")) for tree in _trees(booster)):
-        raise ModelError(f"{title(model)}: splits at categories", _CATEGORIES)
+        raise ModelError(f"{title(model)}: splits at categories", NO_CATEGORIES)
     return Boosted(model, booster)
-
-
-_CATEGORIES = "converters are wrong about them: train on one-hot columns, in a pipeline with OneHotEncoder"
 
 
 def _trees(booster: Any) -> list[Any]:
@@ -110,14 +118,12 @@ class Boosted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that an estimator knows and a matrix lacks
             if hasattr(self.model, "predict_proba"):
-                label, scores = self.model.predict(table), self.model.predict_proba(table)
-                return {"label": np.asarray(label), "probabilities": np.asarray(scores)}
+                return classified(self.model, table)
             return _named(np.asarray(self.booster.predict(table)), self.objective)
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give graphs with sums in float32, in float64 as LightGBM's own, and with inputs in float64."""
-        for each in self.wide(rows.num_columns):
-            yield by_columns(each, rows)
+        return by_columns(self.wide(rows.num_columns), rows)
 
     def wide(self, width: int) -> Iterator[Candidate]:
         """Give the same with one input [rows, width]."""
@@ -150,15 +156,13 @@ class Boosted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph: onnx.ModelProto = convert_lightgbm(
-                self.model, initial_types=inputs, target_opset=_OPSET, zipmap=False, split=split
+                self.model, initial_types=inputs, target_opset=ONNXMLTOOLS_OPSET, zipmap=False, split=split
             )
         return graph
 
 
 _SPLIT = 10
 """Trees whose leaves are summed in float32 before the sums are added in float64."""
-_OPSET = min(15, OPSETS[""])
-"""The newest that onnxmltools knows."""
 
 
 def _named(values: Tensor, objective: str) -> dict[str, Tensor]:

@@ -13,7 +13,18 @@ import pyarrow as pa
 from batchserve import surgery
 from batchserve.errors import ModelError
 from batchserve.model import Tensor
-from batchserve.sources import OPSETS, Candidate, by_columns, library, matrix, reason, title, versions
+from batchserve.sources import (
+    NO_CATEGORIES,
+    ONNXMLTOOLS_OPSET,
+    Candidate,
+    by_columns,
+    classified,
+    library,
+    matrix,
+    reason,
+    title,
+    versions,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -44,12 +55,9 @@ def of_object(model: Any) -> "Boosted":
     library("onnxmltools", "xgboost")
     booster = model.get_booster() if hasattr(model, "get_booster") else model
     if "c" in (booster.feature_types or []):
-        raise ModelError(f"{title(model)}: splits at categories", _CATEGORIES)
+        raise ModelError(f"{title(model)}: splits at categories", NO_CATEGORIES)
     learner = json.loads(booster.save_config())["learner"]
     return Boosted(model, booster, learner["objective"]["name"], learner["gradient_booster"]["name"])
-
-
-_CATEGORIES = "converters are wrong about them: train on one-hot columns, in a pipeline with OneHotEncoder"
 
 
 _INSTEAD = {
@@ -100,8 +108,7 @@ class Boosted:
 
         table = matrix(rows)
         if hasattr(self.model, "predict_proba"):
-            label, scores = self.model.predict(table), self.model.predict_proba(table)
-            return {"label": np.asarray(label), "probabilities": np.asarray(scores)}
+            return classified(self.model, table)
         if self.model is not self.booster:
             return {"variable": np.asarray(self.model.predict(table))}
         matrix_of = xgboost.DMatrix(table, feature_names=self.booster.feature_names)
@@ -117,8 +124,7 @@ class Boosted:
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give a graph in float32: XGBoost computes in that."""
-        for each in self.wide(rows.num_columns):
-            yield by_columns(each, rows)
+        return by_columns(self.wide(rows.num_columns), rows)
 
     def wide(self, width: int) -> Iterator[Candidate]:
         """Give the same with one input [rows, width]."""
@@ -135,7 +141,7 @@ class Boosted:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph: onnx.ModelProto = convert_xgboost(
-                    self.model, initial_types=inputs, target_opset=min(15, OPSETS[""])
+                    self.model, initial_types=inputs, target_opset=ONNXMLTOOLS_OPSET
                 )
         finally:
             self.booster.feature_names = names
