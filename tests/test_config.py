@@ -8,8 +8,9 @@ import pytest
 import typer.main
 
 from batchserve import cli
-from batchserve.config import BESIDE_MAY_SET, ENV_PREFIX, FIELDS, Job, Options, load, size
+from batchserve.config import BESIDE_MAY_SET, ENV_PREFIX, FIELDS, Job, Options, load
 from batchserve.errors import NotFoundError, UsageError
+from batchserve.spelling import size
 
 SEEING = {"json", "quiet", "verbose", "no_progress", "log_json", "profile", "debug"}
 """How a run is shown: of no use to a function, which shows nothing."""

@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 import batchserve as bs
 import models
-from batchserve import constants, frames, modelfile, proof, report, runs, verify
+from batchserve import constants, frames, modelfile, preview, proof, runs, verify
 from batchserve import lists as listing
 from batchserve import model as model_module
 from batchserve.arrays import array_of
@@ -356,7 +356,7 @@ def test_set_belongs_to_the_plan(tmp_path: Path) -> None:
     other = bs.plan(tmp_path / "in.parquet", model=model, set={"by": 11, "plus": 0})
 
     assert first.plan.plan_id != other.plan.plan_id
-    facts = report.plan_facts(first.plan)
+    facts = preview.plan_facts(first.plan)
     assert facts["in  by"] == "10 (float32) of shape [], in every run"
     assert facts["in  plus"] == "0 (float32) in every row, in every run"
 
@@ -493,7 +493,7 @@ def test_a_fixed_batch_is_filled_up(batch: int, tmp_path: Path) -> None:
     planned = bs.plan(tmp_path / "in.parquet", model=model).plan
     assert planned.recipe.batch_rows == batch
     assert (
-        report.plan_facts(planned)["batch rows"] == f"{batch} in every run of the model, fixed in the model"
+        preview.plan_facts(planned)["batch rows"] == f"{batch} in every run of the model, fixed in the model"
     )
 
 
@@ -505,7 +505,7 @@ def test_wide_rows_are_run_in_smaller_batches(width: int, rows: int, tmp_path: P
     planned = bs.plan(tmp_path / "in.parquet", model=models.echo(tmp_path, "float32", width)).plan
 
     assert planned.recipe.batch_rows == rows
-    assert report.plan_facts(planned)["batch rows"] == f"{rows:,} in every run of the model"
+    assert preview.plan_facts(planned)["batch rows"] == f"{rows:,} in every run of the model"
 
 
 def test_inputs_of_two_batch_sizes_are_told(tmp_path: Path) -> None:
@@ -767,7 +767,7 @@ def test_the_run_tells_how_many_integers_lost_digits(tmp_path: Path) -> None:
 
     assert done.receipt.rounded == {"X": 3}
     assert done.facts()["rounded"] == {"X": 3}
-    assert "int64 past 16,777,216 loses digits" in report.plan_facts(planned)["in  X"]
+    assert "int64 past 16,777,216 loses digits" in preview.plan_facts(planned)["in  X"]
     assert "  X: 3 integers rounded to the model's float" in summary_lines(done)
 
 
@@ -791,7 +791,7 @@ def test_the_plan_names_casts_that_can_lose_digits(
 
     planned = bs.plan(tmp_path / "in.parquet", model=models.echo(tmp_path, target, 1)).plan
 
-    assert says in report.plan_facts(planned)["in  X"]
+    assert says in preview.plan_facts(planned)["in  X"]
 
 
 def test_onnxruntime_tells_nobody_what_it_is_used_for(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import batchserve as bs
 import models
-from batchserve import config, tune, verify
+from batchserve import batches, config, spelling, tune, verify
 from batchserve.errors import BatchserveError, NotFoundError, OutputError, UsageError
 from conftest import Command, digest, environment
 from workbench import divider, doubler, run
@@ -379,9 +379,9 @@ def test_a_path_in_python_is_a_path(home: Path, tmp_path: Path, monkeypatch: pyt
     source = written(tmp_path, [Row("1", "2", "3", "red")], "csv")
 
     assert list(bs.plan(source, model="year=2024/m.onnx").plan.recipe.digests) == [""]
-    assert config.said_models(["year=2024/m.onnx"]) == "year=2024/m.onnx"
+    assert spelling.said_models(["year=2024/m.onnx"]) == "year=2024/m.onnx"
     with pytest.raises(NotFoundError) as told:
-        bs.plan(source, model=config.said_models(["a=year=2024/m.onnx", "year=2024/m.onnx"]))
+        bs.plan(source, model=spelling.said_models(["a=year=2024/m.onnx", "year=2024/m.onnx"]))
     assert told.value.hint == "a path with = is said with ./ : ./year=2024/m.onnx"
     assert bs.Model(Path("year=2024/m.onnx")).signature.outputs[0].name == "score"
 
@@ -448,11 +448,9 @@ def test_a_wrong_score_of_the_second_model_is_noticed(
     job: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An output whose second model's column is not what that model gives differs, and the column is named."""
-    from batchserve import scoring
-
-    right = scoring.predict
+    right = batches.predict
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "predict", lambda *a: [_first(c) if len(a[1]) > 1 else c for c in right(*a)])
+        patched.setattr(batches, "predict", lambda *a: [_first(c) if len(a[1]) > 1 else c for c in right(*a)])
         assert run(capsys, *job).code == 0
 
     done = run(capsys, "verify", "out.parquet")

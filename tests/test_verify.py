@@ -8,7 +8,7 @@ import pytest
 
 import batchserve as bs
 import flips
-from batchserve import receipts, scoring, target, verify
+from batchserve import batches, receipts, target, verify
 from batchserve.errors import DataError, NotFoundError
 from batchserve.model import _sessions
 from batchserve.verify import Verdict
@@ -96,9 +96,9 @@ def test_a_model_that_was_moved_can_be_named(home: Path) -> None:
 
 def test_wrong_scores_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An output that is whole but does not hold what the model gives is exit 65, columns named."""
-    right = scoring.predict
+    right = batches.predict
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "predict", lambda *a: [_changed(column) for column in right(*a)])
+        patched.setattr(batches, "predict", lambda *a: [_changed(column) for column in right(*a)])
         score("out.parquet")
 
     with pytest.raises(DataError, match=r"column total: rows .* are not what the model gives"):

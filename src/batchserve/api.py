@@ -6,7 +6,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from batchserve import config as configuration
-from batchserve import frames, job, report
+from batchserve import frames, job, preview, report, spelling
 from batchserve.config import Options
 from batchserve.errors import UsageError, redacted
 from batchserve.events import Listener, Silent
@@ -152,7 +152,7 @@ def evaluate(
     if plot is not None:
         evaluation.check_plot(fspath(plot))
     found = evaluation.evaluate(
-        fspath(path), label, prediction, Asked.of(**asked), by=tuple(configuration.items(by)), given=format
+        fspath(path), label, prediction, Asked.of(**asked), by=tuple(spelling.items(by)), given=format
     )  # fmt: skip
     if plot is not None:
         found.plot(fspath(plot))
@@ -298,7 +298,7 @@ class Preview:
 
     def facts(self) -> dict[str, str]:
         """Return what the job would do, in words."""
-        return report.plan_facts(self.plan)
+        return preview.plan_facts(self.plan)
 
     def __str__(self) -> str:
         return redacted("\n".join(f"{name:<12} {text}" for name, text in self.facts().items()))
@@ -323,4 +323,4 @@ def _flags(options: Options) -> dict[str, Any]:
     model = options.get("model")
     if isinstance(model, Mapping):
         return given | {"model": {name: fspath(path) for name, path in model.items()}}
-    return given | ({"model": configuration.unnamed(fspath(model))} if model else {})
+    return given | ({"model": spelling.unnamed(fspath(model))} if model else {})

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchserve import arrays, binding, codec, effort, lists, memory, predictions, proof
+from batchserve.batches import padded
 from batchserve.binding import Binding, Feed, Wish
 from batchserve.config import Job
 from batchserve.effort import Effort
@@ -27,7 +28,6 @@ from batchserve.modelfile import ModelSpec
 from batchserve.predictions import Prediction
 from batchserve.runs import Runs
 from batchserve.scorers import Scorer
-from batchserve.scoring import padded
 
 Specs = Mapping[str, ModelSpec]
 """The models of a job by name; the one under an empty name has none."""

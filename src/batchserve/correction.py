@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from batchserve import append, job, storage, target, workspace
-from batchserve.config import Job, unnamed
+from batchserve import append, job, spelling, storage, target, workspace
+from batchserve.config import Job
 from batchserve.errors import DataError, NotFoundError, UsageError, raise_all
 from batchserve.events import Listener
 from batchserve.inputs import SOURCE_FILE, SOURCE_ROW, Layout
@@ -198,7 +198,7 @@ def _write(path: Path, text: str, rejects: Path) -> None:
 def _job(plan: Plan, wishes: dict[str, Any]) -> Job:
     """Return the job that scores rows as `plan` did."""
     recipe = plan.recipe
-    paths = {scorer.name: unnamed(scorer.model.path) for scorer in recipe.scorers}
+    paths = {scorer.name: spelling.unnamed(scorer.model.path) for scorer in recipe.scorers}
     same: dict[str, Any] = dict(plan.asked) | {
         "model": paths.get("", paths),
         "type": append.words(recipe.reading.schema_),

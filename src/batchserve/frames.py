@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from batchserve import arrays, binding, candidates, parity, recipes, scoring
-from batchserve.config import Job, unnamed
+from batchserve import arrays, batches, binding, candidates, parity, recipes, scoring, spelling
+from batchserve.config import Job
 from batchserve.errors import DataError, UsageError, redacted
 from batchserve.inputs import Look, Partition, cutting
 from batchserve.model import Signature, session_for
@@ -69,7 +69,7 @@ class Model:
     ) -> None:
         self._job = Job.model_validate(
             {
-                "model": unnamed(fspath(path)), "model_sha256": model_sha256, "features": features,
+                "model": spelling.unnamed(fspath(path)), "model_sha256": model_sha256, "features": features,
                 "map": map or {}, "set": set or {},
                 "on_null": on_null, "prefix": prefix, "batch_rows": batch_rows, "keep": ("none",),
                 "custom_ops": fspath(custom_ops) if custom_ops else None, "device": device,
@@ -168,7 +168,7 @@ def predicted(batch: pa.RecordBatch, recipe: Recipe) -> pa.Table:
         raise DataError(f"{count:,} of {batch.num_rows:,} rows cannot be scored: {shown}", _NULLS)
     if not batch.num_rows:
         return recipe.schema_.empty_table()
-    columns = scoring.predicted(scoring.runs_of(recipe), recipe, given, by_codes=False)
+    columns = batches.predicted(scoring.runs_of(recipe), recipe, given, by_codes=False)
     return pa.Table.from_arrays([*given[0].kept.columns, *columns], schema=recipe.schema_)
 
 

@@ -35,10 +35,11 @@ from batchserve.inputs import Source, files
 from batchserve.modelfile import ModelSpec
 from batchserve.outputs import Amendment, Receipt, Workspace
 from batchserve.planning import Plan
+from batchserve.preview import dialect_note
 from batchserve.receipts import OutputReceipt, receipt_of, receipt_of_plan
 from batchserve.recipes import named_models
 from batchserve.rejects import Budget
-from batchserve.report import Report, cut_short, dialect_note, rejected, shortest, where
+from batchserve.report import Report, cut_short, rejected, shortest, where
 from batchserve.storage import translated_writing
 from batchserve.target import Target
 

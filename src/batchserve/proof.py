@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from batchserve import trial
+from batchserve.batches import padded
 from batchserve.errors import CrashError, ModelError, RunError
 from batchserve.model import Session, Tensor
 from batchserve.modelfile import ModelSpec, operators
 from batchserve.predictions import Prediction
 from batchserve.runs import Runs
-from batchserve.scoring import padded
 
 _MIXERS = {
     "DynamicQuantizeLinear": "takes its scale from the whole batch",

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from batchserve.arrays import raw_values
-from batchserve.config import items
 from batchserve.errors import UsageError, raise_all
 from batchserve.labels import NUMBERS, Kind, kind_of, numbers, plain, storage_type
 from batchserve.metrics import Cut
+from batchserve.spelling import items
 
 Task = Literal["regression", "binary", "multiclass"]
 

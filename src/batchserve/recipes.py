@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from batchserve import candidates, config
+from batchserve import candidates, spelling
 from batchserve.binding import Binding
 from batchserve.candidates import Candidate, Specs
 from batchserve.config import Job
@@ -46,7 +46,7 @@ def named_models(job: Job) -> dict[str, ModelSpec]:
         )
     problems = Problems()
     found: dict[str, ModelSpec] = {}
-    paths = config.by_name(job.model)
+    paths = spelling.by_name(job.model)
     digests = _digests(job, list(paths))
     for name, path in paths.items():
         spec = problems.attempt(partial(_identified, job, name, path, digests.get(name)), None)
@@ -57,7 +57,7 @@ def named_models(job: Job) -> dict[str, ModelSpec]:
 
 def _digests(job: Job, names: Sequence[str]) -> dict[str, str]:
     """Return what the sha256 of models must be; one without a name is for the only model."""
-    said = config.by_name(job.model_sha256) if job.model_sha256 else {}
+    said = spelling.by_name(job.model_sha256) if job.model_sha256 else {}
     if set(said) == {""} and len(names) == 1:
         return {names[0]: said[""]}
     if unknown := [name for name in said if name not in names]:

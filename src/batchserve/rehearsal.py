@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from batchserve import recipes, scoring
+from batchserve import batches, recipes, scoring
 from batchserve.config import Job
 from batchserve.errors import DataError
 from batchserve.inputs import Look
@@ -57,7 +57,7 @@ def tensors(rows: pa.RecordBatch, recipe: Recipe) -> dict[str, Tensor]:
 def scores(rows: pa.RecordBatch, recipe: Recipe) -> dict[str, Tensor]:
     """Score rows as a job would, each output as one array [rows, ...]."""
     given, _ = scoring.encoded(rows, recipe)
-    columns = scoring.predicted(scoring.runs_of(recipe), recipe, given, by_codes=False)
+    columns = batches.predicted(scoring.runs_of(recipe), recipe, given, by_codes=False)
     return {p.output: _array(column) for p, column in zip(recipe.predictions, columns, strict=True)}
 
 
@@ -65,7 +65,7 @@ def shapes(rows: pa.RecordBatch, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Return the shape that one row has in each output, as onnxruntime gives it."""
     names = [p.output for p in recipe.predictions]
     given = {
-        name: scoring.padded(tensor, recipe.batch_rows)
+        name: batches.padded(tensor, recipe.batch_rows)
         for name, tensor in tensors(rows.slice(0, 1), recipe).items()
     }
     (runs,) = scoring.runs_of(recipe)

@@ -15,13 +15,13 @@ import numpy as np
 
 from batchserve import job as jobs
 from batchserve import machine, scoring, storage
+from batchserve.batches import padded
 from batchserve.config import Job
 from batchserve.errors import DataError, UsageError
 from batchserve.model import Tensor
 from batchserve.planning import Plan
 from batchserve.runs import Runs
 from batchserve.scorers import Recipe
-from batchserve.scoring import padded
 from batchserve.storage import translated, translated_writing
 from batchserve.tally import Tally
 

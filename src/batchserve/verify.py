@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchserve import scoring, storage, target
-from batchserve.config import by_name
+from batchserve import batches, scoring, storage, target
 from batchserve.errors import BatchserveError, DataError, NotFoundError, UsageError
 from batchserve.inputs import Partition, Source
 from batchserve.modelfile import identify
@@ -20,6 +19,7 @@ from batchserve.receipts import OutputReceipt, Run
 from batchserve.references import is_reference
 from batchserve.rows import Rows, aligned
 from batchserve.scorers import Recipe, Scorer
+from batchserve.spelling import by_name
 from batchserve.storage import translated
 from batchserve.tally import Tally
 from batchserve.target import Target
@@ -316,7 +316,7 @@ def _scored(sample: _Sample, recipe: Recipe) -> pa.Table:
         first, last = max(0, sample.first - before), min(len(rows), sample.first + sample.rows - before)
         if first < last:
             piece = rows.slice(first, last)
-            columns = scoring.predicted(sessions, recipe, piece.encoded, by_codes=False)
+            columns = batches.predicted(sessions, recipe, piece.encoded, by_codes=False)
             arrays: list[Any] = [*piece.kept.columns, *columns]
             tables.append(pa.Table.from_arrays(arrays, schema=recipe.schema_))
         before += len(rows)

@@ -142,16 +142,16 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     """
     inputs, output = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, None)
     settings = _settings(ctx, inputs, config)
-    from batchserve import console, estimate, job, log, report, runner
+    from batchserve import console, estimate, job, log, preview, report, runner
 
     made, found = job.plan(settings.job, inputs, output)
     if settings.job.json_:
         console.out(log.as_json(made.model_dump(mode="json"), indent=1))
         return
-    facts = report.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)}
+    facts = preview.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)}
     if workers := runner.workers_here(settings.job, made):
         facts |= {"memory": f"about {report.human_bytes(estimate.peak_bytes(made, workers))} at the peak"}
-    console.table("plan", facts | (report.target_facts(found, made) if found else {}))
+    console.table("plan", facts | (preview.target_facts(found, made) if found else {}))
     console.table("config", _provenance(settings))
 
 
@@ -285,10 +285,10 @@ def verify(output: flags.Output, model: flags.Moved = None, debug: flags.Debug =
 
     Example: batchserve verify flights.parquet
     """
-    from batchserve import config, console
+    from batchserve import console, spelling
     from batchserve import verify as verifying
 
-    verdict = verifying.verify(output, config.said_models(model) if model else None)
+    verdict = verifying.verify(output, spelling.said_models(model) if model else None)
     again = f"{verdict.rows_scored:,} rows of {verdict.partitions_scored:,} partitions, equal to the bit"
     told = {f"not done {i}": text for i, text in enumerate(verdict.skipped, 1)}
     console.table(output, verdict.facts | {"scored again": again} | told)
@@ -343,9 +343,9 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
 
     Example: batchserve retry flights.rejects.jsonl corrected.parquet
     """
-    from batchserve import config, console, correction, log
+    from batchserve import console, correction, log, spelling
 
-    models = config.said_models(model) if model else None
+    models = spelling.said_models(model) if model else None
     wishes = {
         "model": models, "on_null": on_null, "max_errors": max_errors, "if_exists": if_exists,
         "overwrite": overwrite, "json": json, "quiet": quiet,
@@ -382,9 +382,9 @@ def export(  # noqa: PLR0913, PLR0917  one parameter per flag
 
     Example: batchserve export pipeline.joblib model.onnx --sample flights.csv --trust-pickle
     """
-    from batchserve import api, config, console
+    from batchserve import api, console, spelling
 
-    names = config.items(features or ())
+    names = spelling.items(features or ())
     done = api.export(
         source, path, sample=sample, features=names, weights=weights, tolerance=tolerance or (),
         accept_drift=bool(accept_drift), trust_pickle=bool(trust_pickle), overwrite=bool(overwrite),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from batchserve import spelling
 from batchserve.cli import flags
 from batchserve.errors import UsageError
 
@@ -54,10 +55,8 @@ def start(
 
 
 def _bytes(text: str | None) -> int | None:
-    from batchserve import config
-
     try:
-        return int(config.size(text)) if text else None
+        return int(spelling.size(text)) if text else None
     except ValueError as error:
         raise UsageError(
             f"--memory-limit = {text!r}: {error}", "see batchserve cluster start --help"
