@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from batchserve import __version__
-from batchserve.cli import clusters, flags, supervisor
+from batchserve.cli import clusters, flags, models, settings, supervisor
 from batchserve.cli.stopping import Stop
 from batchserve.errors import BatchserveError, NotFoundError, redacted, told
 
@@ -31,7 +31,6 @@ app = typer.Typer(
 app.add_typer(clusters.app, name="cluster")
 
 
-@app.command()
 def score(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     inputs: flags.Inputs,
@@ -88,10 +87,9 @@ def score(  # noqa: PLR0913, PLR0917  one parameter per flag
 
     Example: batchserve score flights.csv flights.parquet --model model.onnx
     """
-    _score(_settings(ctx, inputs, config), inputs, output)
+    _score(settings.of(ctx, inputs, config), inputs, output)
 
 
-@app.command()
 def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     ctx: typer.Context,
     paths: flags.Paths,
@@ -141,145 +139,20 @@ def plan(  # noqa: PLR0913, PLR0917  one parameter per flag
     Example: batchserve plan flights.csv flights.parquet --model model.onnx
     """
     inputs, output = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, None)
-    settings = _settings(ctx, inputs, config)
+    wanted = settings.of(ctx, inputs, config)
     from batchserve import console, estimate, job, log, preview, report, runner
 
-    made, found = job.plan(settings.job, inputs, output)
-    if settings.job.json_:
+    made, found = job.plan(wanted.job, inputs, output)
+    if wanted.job.json_:
         console.out(log.as_json(made.model_dump(mode="json"), indent=1))
         return
-    facts = preview.plan_facts(made) | {"runs": runner.where_it_runs(settings.job, made)}
-    if workers := runner.workers_here(settings.job, made):
+    facts = preview.plan_facts(made) | {"runs": runner.where_it_runs(wanted.job, made)}
+    if workers := runner.workers_here(wanted.job, made):
         facts |= {"memory": f"about {report.human_bytes(estimate.peak_bytes(made, workers))} at the peak"}
     console.table("plan", facts | (preview.target_facts(found, made) if found else {}))
-    console.table("config", _provenance(settings))
+    console.table("config", settings.provenance(wanted))
 
 
-@app.command()
-def tune(  # noqa: PLR0913, PLR0917  one parameter per flag
-    ctx: typer.Context,
-    inputs: flags.Inputs,
-    model: flags.ModelPath = None,
-    model_sha256: flags.ModelSha256 = None,
-    features: flags.Features = None,
-    map: flags.Map = None,
-    set: flags.Set = None,
-    outputs: flags.Outputs = None,
-    rows_depend: flags.RowsDepend = None,
-    custom_ops: flags.CustomOps = None,
-    device: flags.Device = None,
-    on_null: flags.OnNull = None,
-    format: flags.Format = None,
-    delimiter: flags.Delimiter = None,
-    quote: flags.Quote = None,
-    escape: flags.Escape = None,
-    header: flags.Header = None,
-    skip_lines: flags.SkipLines = None,
-    encoding: flags.Encoding = None,
-    type: flags.Type = None,
-    workers: flags.Workers = None,
-    config: flags.Config = None,
-    debug: flags.Debug = None,
-) -> None:
-    """Measure which batch size and threads the model runs fastest with, and write them to the config.
-
-    Example: batchserve tune flights.csv --model model.onnx
-    """
-    settings = _settings(ctx, inputs, config)
-    from batchserve import console
-    from batchserve import tune as tuning
-    from batchserve.config import FILE_NAME
-
-    found = tuning.tuned(settings.job, inputs)
-    path = settings.file if settings.file and not settings.beside else Path(FILE_NAME)
-    console.table("rows/s of the model alone, on all workers", console.trials(found))
-    if not found.changes:
-        console.out("all stays as it is: nothing is a tenth faster")
-        return
-    tuning.write(path, found.changes)
-    changes = ", ".join(f"{key} = {value}" for key, value in found.changes.items())
-    console.out(f"{path}: {changes} ({found.best.rows_per_s / found.now.rows_per_s:.2f} times as fast)")
-
-
-@app.command()
-def compare(  # noqa: PLR0913, PLR0917  one parameter per flag
-    ctx: typer.Context,
-    first: Annotated[str, typer.Argument(help="An ONNX model.", metavar="A.onnx")],
-    second: Annotated[str, typer.Argument(help="The one to compare it with.", metavar="B.onnx")],
-    inputs: flags.Inputs,
-    tolerance: flags.Allowed = 0.0,
-    top: flags.Top = 5,
-    model_sha256: flags.ModelSha256 = None,
-    features: flags.Features = None,
-    map: flags.Map = None,
-    set: flags.Set = None,
-    outputs: flags.Outputs = None,
-    rows_depend: flags.RowsDepend = None,
-    custom_ops: flags.CustomOps = None,
-    device: flags.Device = None,
-    on_null: flags.OnNull = None,
-    limit: flags.Limit = None,
-    format: flags.Format = None,
-    delimiter: flags.Delimiter = None,
-    quote: flags.Quote = None,
-    escape: flags.Escape = None,
-    header: flags.Header = None,
-    skip_lines: flags.SkipLines = None,
-    encoding: flags.Encoding = None,
-    type: flags.Type = None,
-    workers: flags.Workers = None,
-    batch_rows: flags.BatchRows = None,
-    json: flags.Json = None,
-    config: flags.Config = None,
-    debug: flags.Debug = None,
-) -> None:
-    """Run two models over the same rows and say where their outputs differ.
-
-    Example: batchserve compare champion.onnx challenger.onnx flights.csv
-    """
-    settings = _settings(ctx, inputs, config, model={"a": first, "b": second})
-    from batchserve import comparison, console, log
-
-    found = comparison.compared(settings.job, inputs, tolerance, top)
-    if settings.job.json_:
-        console.out(log.as_json(found.facts(), indent=1))
-        return
-    for title, facts in found.tables().items():
-        console.table(title, facts)
-
-
-@app.command()
-def inspect(  # noqa: PLR0913, PLR0917  one parameter per flag
-    ctx: typer.Context,
-    file: Annotated[str, typer.Argument(help="An ONNX model, or a data file.")],
-    format: flags.Format = None,
-    delimiter: flags.Delimiter = None,
-    quote: flags.Quote = None,
-    escape: flags.Escape = None,
-    header: flags.Header = None,
-    skip_lines: flags.SkipLines = None,
-    encoding: flags.Encoding = None,
-    custom_ops: flags.CustomOps = None,
-    model_sha256: flags.ModelSha256 = None,
-    debug: flags.Debug = None,
-) -> None:
-    """Show what a model takes and gives, or what a data file holds.
-
-    Example: batchserve inspect model.onnx
-    """
-    from batchserve import console, references, survey
-
-    if not references.is_reference(file) and survey.is_data(file):
-        others = {"file", "custom_ops", "model_sha256"}
-        said = {name: value for name, value in ctx.params.items() if value is not None and name not in others}
-        console.table(file, survey.described(file, **said))
-        return
-    from batchserve import frames
-
-    console.table(file, frames.described(file, custom_ops, model_sha256))
-
-
-@app.command()
 def verify(output: flags.Output, model: flags.Moved = None, debug: flags.Debug = None) -> None:
     """Compare an output with its receipt, and score some of its rows again.
 
@@ -294,39 +167,6 @@ def verify(output: flags.Output, model: flags.Moved = None, debug: flags.Debug =
     console.table(output, verdict.facts | {"scored again": again} | told)
 
 
-@app.command()
-def evaluate(  # noqa: PLR0913, PLR0917  one parameter per flag
-    scored: Annotated[str, typer.Argument(help="A scored file, dataset folder or glob.", metavar="SCORED")],
-    label: flags.Label,
-    prediction: flags.Prediction,
-    task: flags.TaskName = None,
-    threshold: flags.Threshold = 0.5,
-    positive: flags.Positive = None,
-    classes: flags.Classes = None,
-    by: flags.By = None,
-    bins: flags.Bins = 10,
-    plot: flags.Plot = None,
-    format: flags.Format = None,
-    json: flags.Json = None,
-    debug: flags.Debug = None,
-) -> None:
-    """Compare predictions with labels: metrics, calibration, groups, a plot.
-
-    Example: batchserve evaluate flights.parquet --label arr_delay --prediction predicted_delay
-    """
-    from batchserve import api, console, log
-
-    found = api.evaluate(
-        scored, label=label, prediction=prediction, task=task, threshold=threshold, positive=positive,
-        classes=classes or (), by=by or (), bins=bins, format=format, plot=plot,
-    )  # fmt: skip
-    if json:
-        console.out(log.as_json(found.facts(), indent=1))
-    else:
-        console.lines(str(found))
-
-
-@app.command()
 def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
     rejects: Annotated[str, typer.Argument(help="A rejects file, its records corrected.", metavar="REJECTS")],
     output: flags.Output,
@@ -362,38 +202,6 @@ def retry(  # noqa: PLR0913, PLR0917  one parameter per flag
         console.out(log.as_json(report.facts()))
 
 
-@app.command()
-def export(  # noqa: PLR0913, PLR0917  one parameter per flag
-    source: Annotated[
-        str, typer.Argument(help="A trained model's file, or package.module:factory.", metavar="SOURCE")
-    ],
-    path: Annotated[str, typer.Argument(help="Where the ONNX model goes.", metavar="MODEL.onnx")],
-    sample: Annotated[str, typer.Option("--sample", help="Data such as will be scored.", metavar="DATA")],
-    features: flags.Features = None,
-    weights: flags.Weights = None,
-    tolerance: flags.Tolerance = None,
-    accept_drift: flags.AcceptDrift = None,
-    precision: flags.Precision = None,
-    trust_pickle: flags.TrustPickle = None,
-    overwrite: flags.Replace = None,
-    debug: flags.Debug = None,
-) -> None:
-    """Convert a trained model to ONNX, and write that only if it predicts the same.
-
-    Example: batchserve export pipeline.joblib model.onnx --sample flights.csv --trust-pickle
-    """
-    from batchserve import api, console, spelling
-
-    names = spelling.items(features or ())
-    done = api.export(
-        source, path, sample=sample, features=names, weights=weights, tolerance=tolerance or (),
-        accept_drift=bool(accept_drift), trust_pickle=bool(trust_pickle), overwrite=bool(overwrite),
-        precision=precision,  # type: ignore[arg-type]  # read by the library, with its reasons
-    )  # fmt: skip
-    console.table(path, done.facts())
-
-
-@app.command()
 def clean(output: flags.Output, debug: flags.Debug = None) -> None:
     """Remove what an unfinished run left beside an output; the output itself is not touched.
 
@@ -409,7 +217,6 @@ def clean(output: flags.Output, debug: flags.Debug = None) -> None:
         screen.say(f"{output}: removed an unfinished run ({parts:,} finished part{'s' * (parts != 1)})")
 
 
-@app.command()
 def demo(
     folder: Annotated[str, typer.Argument(help="Where the files go.")] = "batchserve-demo",
     debug: flags.Debug = None,
@@ -434,53 +241,48 @@ def demo(
             shutil.copyfile(str(entry), home / entry.name)
     inputs = [str(home / "flights.csv")]
     # Its own config and nothing else: what stands here or in the environment is about other files.
-    settings = config.load({"overwrite": True}, inputs, config=str(home / "batchserve.toml"), environment={})
-    _score(settings, inputs, str(home / "flights.parquet"))
+    wanted = config.load({"overwrite": True}, inputs, config=str(home / "batchserve.toml"), environment={})
+    _score(wanted, inputs, str(home / "flights.parquet"))
 
 
-_NOT_FIELDS = {"inputs", "paths", "output", "config", "first", "second", "tolerance", "top"}
+for command in (
+    score, plan, models.tune, models.compare, models.inspect, verify, models.evaluate, retry, models.export,
+    clean, demo,
+):  # fmt: skip
+    app.command()(command)
 
 
-def _settings(ctx: typer.Context, inputs: list[str], file: str | None, **more: object) -> "Settings":
-    from batchserve import config
-
-    given = {k: v for k, v in ctx.params.items() if v not in (None, [], ()) and k not in _NOT_FIELDS}
-    settings = config.load(given | more, inputs, config=file)
-    _Debug.wanted = settings.job.debug
-    return settings
-
-
-def _score(settings: "Settings", inputs: list[str], output: str) -> None:
+def _score(wanted: "Settings", inputs: list[str], output: str) -> None:
     from batchserve import console, machine
 
-    wishes = settings.job
+    wishes = wanted.job
     screen = console.Screen(
         quiet=wishes.quiet or wishes.json_, verbose=wishes.verbose, progress=not wishes.no_progress
     )
     try:
-        screen.header(__version__, settings)
-        report = _logged(settings, inputs, output, screen)
+        screen.header(__version__, wanted)
+        report = _logged(wanted, inputs, output, screen)
     finally:
         screen.close()
     screen.summary(report)
     if wishes.profile:
         screen.profile(report, machine.process_age_s() - report.seconds)
     if wishes.json_:
-        console.out(console.report_json(report, settings))
+        console.out(console.report_json(report, wanted))
 
 
-def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Screen") -> "Report":
+def _logged(wanted: "Settings", inputs: list[str], output: str, screen: "Screen") -> "Report":
     """Run the job; with `--log-json` its events go to a file too."""
     from batchserve import job, log
     from batchserve.events import Restarted, Several
 
-    file = log.Log(settings.job.log_json) if settings.job.log_json else None
+    file = log.Log(wanted.job.log_json) if wanted.job.log_json else None
     listeners: list[log.Log | Screen] = [file, screen] if file else [screen]
     if file and (cause := supervisor.begun_again()):
         file.on(Restarted(cause=cause))
     try:
         with Stop(Several(listeners)) as stop, log.MinuteHand(*(each.minute for each in listeners)):
-            report = job.score(_continued(settings.job), inputs, output, stop)
+            report = job.score(_continued(wanted.job), inputs, output, stop)
     except Exception as error:
         if file:
             file.failed(error if isinstance(error, BatchserveError) else _bug(error))
@@ -493,12 +295,6 @@ def _logged(settings: "Settings", inputs: list[str], output: str, screen: "Scree
 def _continued(job: "Job") -> "Job":
     """After a death, `--fresh` is done with: what there is now is this command's."""
     return job.model_copy(update={"fresh": False}) if supervisor.begun_again() else job
-
-
-def _provenance(settings: "Settings") -> dict[str, str]:
-    values = settings.job.model_dump(by_alias=True)
-    said = {key: f"{values[key]}  ({origin})" for key, origin in settings.origins.items()}
-    return said | {"default": ", ".join(key for key in values if key not in said)}
 
 
 def _version(wanted: bool | None) -> None:  # noqa: FBT001  Typer calls it so
@@ -525,16 +321,10 @@ def _root(
     del version
 
 
-class _Debug:
-    """Whether the job's settings ask for tracebacks, for `main` to know when it has failed."""
-
-    wanted = False
-
-
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with a documented code."""
     arguments = sys.argv[1:] if argv is None else argv
-    _Debug.wanted = "--debug" in arguments
+    settings.Debug.wanted = "--debug" in arguments
     try:
         with told():
             app(arguments, prog_name="batchserve")
@@ -553,7 +343,7 @@ def _bug(error: Exception) -> BatchserveError:
 def _fail(error: BatchserveError) -> NoReturn:
     from batchserve import console
 
-    if _Debug.wanted:
+    if settings.Debug.wanted:
         sys.stderr.write(redacted(traceback.format_exc()))
     console.Screen(progress=False).error(error)
     raise SystemExit(error.exit_code) from None
