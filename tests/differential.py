@@ -288,7 +288,7 @@ def _texts(case: Case, path: Path) -> list[list[Any]]:
 def _unpacked(path: Path) -> bytes:
     raw = path.read_bytes()
     if path.suffix == ".zst":
-        return pa.CompressedInputStream(pa.py_buffer(raw), "zstd").read()  # type: ignore[no-any-return]
+        return pa.CompressedInputStream(pa.py_buffer(raw), "zstd").read()  # type: ignore[no-any-return]  # pyarrow has no types
     unpack: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress,
     }  # fmt: skip

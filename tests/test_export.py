@@ -53,7 +53,7 @@ class Function:
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         self.asked.append(rows.schema)
         for i, graph in enumerate(self.graphs):
-            yield Candidate(f"way {i}", lambda graph=graph: _made(graph), self.features)  # type: ignore[misc]
+            yield Candidate(f"way {i}", lambda graph=graph: _made(graph), self.features)  # type: ignore[misc]  # a default of a lambda
 
 
 def _made(graph: onnx.ModelProto | Exception) -> onnx.ModelProto:

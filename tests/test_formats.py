@@ -754,6 +754,21 @@ def test_a_row_group_of_many_columns_gives_the_rows_of_a_narrow_one(columns: int
     assert extent == Extent(0, 2)
 
 
+def test_a_name_that_begins_like_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    """In a file of many columns, read a few at a time, c and c.x are each themselves."""
+    names = ["c", *(f"n{i}" for i in range(20)), "c.x"]
+    table = pa.table({name: pa.array(range(i, 20_000 + i), pa.int64()) for i, name in enumerate(names)})
+    pq.write_table(table, tmp_path / "names.parquet")
+    sources = files.resolve([str(tmp_path / "names.parquet")], None)
+    (part,) = inputs.module("parquet").split(sources[0], 1 << 40, COMMON)
+
+    found = inputs.look(sources, Wish())
+    *blocks, _ = inputs.read(part, Reading(schema_=table.schema, columns=tuple(names), batch_rows=1024))
+
+    assert found.sample.equals(table.slice(0, found.sample.num_rows).combine_chunks().to_batches()[0])
+    assert pa.Table.from_batches([b.batch for b in blocks if isinstance(b, Block)]).equals(table)
+
+
 @pytest.mark.parametrize("columns", [3, 17])
 def test_a_range_of_rows_of_many_columns_is_that_range(columns: int, tmp_path: Path) -> None:
     """Cut in the middle of batches, the ranges of a wide row group are the rows of the file."""

@@ -40,7 +40,7 @@ def assert_same(parts: Sequence[Any], whole: Sums) -> None:
     """Whether sums of parts are those of the whole, whatever the order."""
     for order in (parts, parts[::-1]):
         found: Any = reduce(add, order)
-        assert found.metrics() == whole.metrics()  # type: ignore[attr-defined]
+        assert found.metrics() == whole.metrics()  # type: ignore[attr-defined]  # all sums have it
 
 
 # -- regression -------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_dynamic_quantisation_is_refused_and_why(
 def test_an_unknown_precision_is_told(net: Path) -> None:
     """A slip of the pen is answered with what was meant."""
     with pytest.raises(bs.BatchserveError, match="there is no such precision") as caught:
-        bs.export(net, net.with_name("o.onnx"), sample=sample(), precision="float61")  # type: ignore[arg-type]
+        bs.export(net, net.with_name("o.onnx"), sample=sample(), precision="float61")  # type: ignore[arg-type]  # wrong on purpose
 
     assert "float16" in caught.value.hint
 
@@ -421,4 +421,4 @@ def test_the_speed_up_is_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reducing, "_run", taking)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
-    assert reducing.speed_up((10, 0.004), (20, 0.002)) == pytest.approx(4.0)  # type: ignore[arg-type]
+    assert reducing.speed_up((10, 0.004), (20, 0.002)) == pytest.approx(4.0)  # type: ignore[arg-type]  # stand-ins

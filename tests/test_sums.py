@@ -77,10 +77,10 @@ def same(one: Cells, other: Cells) -> bool:
 def test_cells_are_the_same_in_any_split(make: object, values: list[float], at: list[int]) -> None:
     """Cells of pieces add up to the cells of the whole, with the same width, whatever the order."""
     whole, ones = floats(values), np.ones((len(values), 1))
-    pieces = [make(8, piece, ones[: len(piece)]) for piece in cut(whole, at)]  # type: ignore[operator]
+    pieces = [make(8, piece, ones[: len(piece)]) for piece in cut(whole, at)]  # type: ignore[operator]  # of either kind
 
     for order in (pieces, pieces[::-1]):
-        assert same(reduce(add, order), make(8, whole, ones))  # type: ignore[operator]
+        assert same(reduce(add, order), make(8, whole, ones))  # type: ignore[operator]  # as above
 
 
 @given(st.lists(FINITE, min_size=1, max_size=60))

@@ -35,7 +35,7 @@ def home(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def score(output: str, **options: object) -> bs.Report:
     """Score the input in about twelve partitions."""
     settings = {"model": "wide.onnx", "features": ["a", "b", "c", "d"], "partition_size": "20k", "workers": 1}
-    return bs.score("in.csv", output, **(settings | options))  # type: ignore[arg-type]
+    return bs.score("in.csv", output, **(settings | options))  # type: ignore[arg-type]  # any of them
 
 
 OUTPUTS = pytest.mark.parametrize("output", ["out.parquet", "out"])

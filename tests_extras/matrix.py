@@ -332,13 +332,13 @@ def torch() -> Iterator[tuple[str, Found]]:
         "mean of the batch": nets.Mixer(),
     }
     for name, module in narrow.items():
-        yield name, tried(lambda module=module: module, numbers())  # type: ignore[misc]
+        yield name, tried(lambda module=module: module, numbers())  # type: ignore[misc]  # a default of a lambda
     for name, module in {
         "LSTM": nets.Recurrent(),
         "transformer layer": nets.Attention(),
         "convolution": nets.image(),
     }.items():
-        yield f"{name}, a column of lists", tried(lambda module=module: module, steps)  # type: ignore[misc]
+        yield f"{name}, a column of lists", tried(lambda module=module: module, steps)  # type: ignore[misc]  # as above
     yield "embedding, a column of lists", tried(nets.Words, tokens)
 
 

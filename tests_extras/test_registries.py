@@ -126,7 +126,7 @@ def test_a_model_of_another_flavour_is_refused() -> None:
     """A model that was not logged as ONNX is named for what it is."""
 
     class Plain(mlflow.pyfunc.PythonModel):
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:  # noqa: ARG002
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:  # noqa: ARG002  MLflow calls it so
             return model_input
 
     with mlflow.start_run():

@@ -98,7 +98,7 @@ def test_classes_are_scikit_learns(tmp_path: Path) -> None:
     """Confusion, accuracy, precision, recall, F1 of each class, macro and weighted, and log loss."""
     logits = chance().standard_normal((ROWS, 5))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    y = np.where(chance().random(ROWS) < 0.6, p.argmax(axis=1), chance().integers(0, 4, ROWS))  # noqa: PLR2004
+    y = np.where(chance().random(ROWS) < 0.6, p.argmax(axis=1), chance().integers(0, 4, ROWS))  # noqa: PLR2004  the share of right ones
     names = np.array(["ant", "bee", "cat", "dog", "elk"])
     lists = pa.FixedSizeListArray.from_arrays(pa.array(p.reshape(-1)), 5)
 

@@ -129,5 +129,4 @@ def _sort(model: "onnx.ModelProto") -> None:
     reads = {i: {*node.input, *surgery.read_inside(node)} for i, node in enumerate(nodes)}
     before = {i: sorted({makers[name] for name in names if name in makers}) for i, names in reads.items()}
     order = [nodes[i] for i in TopologicalSorter(before).static_order()]
-    del model.graph.node[:]
-    model.graph.node.extend(order)
+    surgery.replace(model.graph.node, order)

@@ -58,7 +58,7 @@ class Asked:
         Raises:
             UsageError: Some of it does not.
         """
-        asked = cls(**{**said, "classes": tuple(items(said.get("classes", ())))})  # type: ignore[arg-type]
+        asked = cls(**{**said, "classes": tuple(items(said.get("classes", ())))})  # type: ignore[arg-type]  # of Questions
         tasks = get_args(Task)
         problems = []
         if asked.task not in {None, *tasks}:

@@ -33,9 +33,10 @@ def named(text: str) -> Precision:
     Raises:
         UsageError: There is no such one, or it would let rows change each other's scores.
     """
+    known: Precision
     for known in get_args(Precision):
         if text == known:
-            return known  # type: ignore[no-any-return]
+            return known
     if "dynamic" in text:
         raise UsageError(f"--precision {text}: {_DYNAMIC}", "say int8: its scales are fixed by the sample")
     hint = did_you_mean(text, get_args(Precision)) or f"say one of {', '.join(get_args(Precision))}"

@@ -36,7 +36,5 @@ def simplified(graph: "onnx.ModelProto", file: Path) -> "onnx.ModelProto | None"
     made = onnx.load(written)
     if len(made.graph.node) >= len(graph.graph.node) or {n.domain for n in made.graph.node} - _STANDARD:
         return None
-    used = [each for each in made.opset_import if each.domain in _STANDARD]
-    del made.opset_import[:]
-    made.opset_import.extend(used)
+    surgery.replace(made.opset_import, [each for each in made.opset_import if each.domain in _STANDARD])
     return made

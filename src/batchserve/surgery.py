@@ -1,7 +1,7 @@
 """ONNX graphs made ready to be scored: inputs per column, outputs, batch, metadata. `onnx` alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,8 +32,8 @@ def column_inputs(model: "onnx.ModelProto", columns: Sequence[str]) -> "onnx.Mod
     kind = wide.type.tensor_type.elem_type
     inputs = [helper.make_tensor_value_info(name, kind, [BATCH, 1]) for name in columns]
     nodes = [helper.make_node("Concat", list(columns), [_PREFIX + wide.name], axis=1)]
-    _replace(hidden.graph.input, inputs)
-    _replace(hidden.graph.node, [*nodes, *hidden.graph.node])
+    replace(hidden.graph.input, inputs)
+    replace(hidden.graph.node, [*nodes, *hidden.graph.node])
     return hidden
 
 
@@ -54,7 +54,7 @@ def with_outputs(model: "onnx.ModelProto", names: Sequence[str]) -> "onnx.ModelP
 
     kept = onnx.ModelProto()
     kept.CopyFrom(model)
-    _replace(kept.graph.output, [port for port in model.graph.output if port.name in names])
+    replace(kept.graph.output, [port for port in model.graph.output if port.name in names])
     _drop_unread(kept)
     return kept
 
@@ -68,9 +68,9 @@ def _drop_unread(model: "onnx.ModelProto") -> None:
         if needed & set(node.output):
             nodes.append(node)
             needed |= set(node.input) | read_inside(node)
-    _replace(graph.node, nodes[::-1])
-    _replace(graph.initializer, [each for each in graph.initializer if each.name in needed])
-    _replace(graph.input, [port for port in graph.input if port.name in needed])
+    replace(graph.node, nodes[::-1])
+    replace(graph.initializer, [each for each in graph.initializer if each.name in needed])
+    replace(graph.input, [port for port in graph.input if port.name in needed])
     del graph.value_info[:]
 
 
@@ -105,7 +105,7 @@ def finished(
     kept = {each.key: each.value for each in done.metadata_props}
     onnx.helper.set_model_props(done, kept | dict(metadata))
     opsets = sorted(done.opset_import, key=lambda opset: opset.domain)  # converters keep them in a set
-    _replace(done.opset_import, opsets)
+    replace(done.opset_import, opsets)
     return done
 
 
@@ -174,11 +174,11 @@ def _tree_scores(model: "onnx.ModelProto") -> Iterator["onnx.ValueInfoProto"]:
             yield helper.make_tensor_value_info(node.output[-1], TensorProto.FLOAT, None)
 
 
-def _replace(held: object, values: Sequence[object]) -> None:
+def replace(held: Any, values: Iterable[Any]) -> None:
     """Give a repeated field of a protobuf other values."""
     copies = list(values)
-    del held[:]  # type: ignore[attr-defined]
-    held.extend(copies)  # type: ignore[attr-defined]
+    del held[:]
+    held.extend(copies)
 
 
 def thresholds(model: "onnx.ModelProto") -> list[float]:
@@ -241,7 +241,7 @@ def inferred(model: "onnx.ModelProto") -> "onnx.ModelProto":
     for port in bare.graph.output:
         port.ClearField("type")
     scores = list(_tree_scores(bare))
-    _replace(bare.graph.value_info, scores)
+    replace(bare.graph.value_info, scores)
     found = {port.name: port for port in onnx.shape_inference.infer_shapes(bare).graph.output}
     found |= {port.name: port for port in scores}
     del bare.graph.value_info[:]
@@ -286,7 +286,7 @@ def _set_thresholds(
     if double:
         floats = [each for each in node.attribute if each.type == each.FLOATS]
         tensors = [_as_tensor(each, exact if each.name == "nodes_values" else each.floats) for each in floats]
-        _replace(node.attribute, [*(each for each in node.attribute if each not in floats), *tensors])
+        replace(node.attribute, [*(each for each in node.attribute if each not in floats), *tensors])
     else:
         values[:] = float32_below(exact).tolist()
 
@@ -319,7 +319,7 @@ def without_zipmap(model: "onnx.ModelProto") -> "onnx.ModelProto":
     done.CopyFrom(model)
     for node in model.graph.node:
         if node.op_type == "ZipMap":
-            _replace(done.graph.node, [each for each in done.graph.node if each.op_type != "ZipMap"])
+            replace(done.graph.node, [each for each in done.graph.node if each.op_type != "ZipMap"])
             (port,) = [each for each in done.graph.output if each.name == node.output[0]]
             port.CopyFrom(onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, None))
     return done

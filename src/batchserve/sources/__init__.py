@@ -163,14 +163,16 @@ def _of_file(path: str, opening: Opening) -> Source:
     home = _HOMES.get(file.suffix.lower())
     if not file.is_file():
         if ":" in path and home is None:
-            return _module("torch").of_factory(path, opening.weights)  # type: ignore[no-any-return]
+            made: Source = _module("torch").of_factory(path, opening.weights)
+            return made
         siblings = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise NotFoundError.of("file", path, siblings)
     if home is None:
         raise UsageError(f"{path}: not the file of a model that can be exported", _KINDS)
     if home == "pickles" and not opening.trust_pickle:
         raise UsageError(f"{path}: is a pickle, and reading one runs whatever code is in it", _PICKLE)
-    return _module(home).of_file(file)  # type: ignore[no-any-return]
+    found: Source = _module(home).of_file(file)
+    return found
 
 
 _PICKLE = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from batchserve import binding, rehearsal
+from batchserve import binding, rehearsal, surgery
 from batchserve.errors import ModelError, raise_all
 from batchserve.model import Port, Signature, Tensor, element, session_for
 from batchserve.modelfile import identify
@@ -110,9 +110,7 @@ def _loaded(path: Path) -> "onnx.ModelProto":
 
     graph = onnx.load(path)
     weights = {each.name for each in graph.graph.initializer}
-    inputs = [port for port in graph.graph.input if port.name not in weights]
+    surgery.replace(graph.graph.input, [port for port in graph.graph.input if port.name not in weights])
     notes = [each for each in graph.metadata_props if not each.key.startswith("batchserve.")]
-    for held, kept in ((graph.graph.input, inputs), (graph.metadata_props, notes)):
-        del held[:]
-        held.extend(kept)
+    surgery.replace(graph.metadata_props, notes)
     return graph
