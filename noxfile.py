@@ -23,7 +23,8 @@ def tests(session: nox.Session) -> None:
     # Processes that tests fork save their data too, wherever they are.
     session.env["COVERAGE_FILE"] = str(Path(".coverage").absolute())
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    # A file's tests stay together: its clusters and models are made once.
+    session.run("coverage", "run", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
     if not session.posargs:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")

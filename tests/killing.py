@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from batchserve import scoring
+from batchserve import outputs, scoring
 
 if not hasattr(scoring, "honest"):  # Dask runs this more than once
     scoring.honest = scoring.score_partition
@@ -87,7 +87,7 @@ class Script:
 
     @property
     def attempts(self) -> Counter[int]:
-        """How often each partition was begun."""
+        """How often each partition was begun: asked for again when it is committed, it is not."""
         return Counter(index for index, _ in self._noted())
 
     def scorer(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from batchserve.errors import ModelError
 from batchserve.model import FEATURES_KEY, Port, Signature, Tensor
 from batchserve.nulls import NullPolicy
 from batchserve.predictions import Prediction, check_rows, decode, joined, observe
+from batchserve.zipmaps import Maps
 
 SIGNED = ("int8", "int16", "int32", "int64")
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
@@ -572,8 +573,8 @@ def test_texts_of_one_column_each_are_scalars() -> None:
 
 @given(st.lists(st.tuples(st.floats(width=32), st.floats(width=32)), min_size=1, max_size=8))
 def test_a_zipmap_comes_back_as_it_was(rows: list[tuple[float, float]]) -> None:
-    """A list of dicts becomes a struct of float32, keys as field names, integers too."""
-    values = [{0: first, 1: second} for first, second in rows]
+    """Maps become a struct of float32, keys as field names, integers too."""
+    values = Maps.of([{0: first, 1: second} for first, second in rows])
     planned = observe("probability", "probability", values, len(rows))
 
     column = decode(planned, values)
@@ -585,15 +586,16 @@ def test_a_zipmap_comes_back_as_it_was(rows: list[tuple[float, float]]) -> None:
 
 def test_a_zipmap_of_integers_stays_integers() -> None:
     """A dict of integers becomes a struct of integers."""
-    values = [{"a": 1}, {"a": 2}]
+    rows = [{"a": 1}, {"a": 2}]
+    values = Maps.of(rows)
 
-    assert decode(observe("y", "y", values, 2), values).to_pylist() == values
+    assert decode(observe("y", "y", values, 2), values).to_pylist() == rows
 
 
 @pytest.mark.parametrize(
     "values",
-    [np.zeros(3), np.zeros((3, 2)), np.zeros(()), [{"a": 1.0}] * 3, np.zeros((0,))],
-    ids=["vector", "matrix", "scalar", "dicts", "none"],
+    [np.zeros(3), np.zeros((3, 2)), np.zeros(()), Maps.of([{"a": 1.0}] * 3), Maps.of([]), np.zeros((0,))],
+    ids=["vector", "matrix", "scalar", "maps", "no maps", "none"],
 )
 def test_an_output_needs_an_entry_per_row(values: Any) -> None:
     """An output of another length than the batch is refused with its shape."""
@@ -649,7 +651,7 @@ def test_an_optional_output_that_is_not_given_is_refused() -> None:
     [
         (Prediction(output="y", column="y", kind="list", shape=(3,)), np.zeros((2, 4))),
         (Prediction(output="y", column="y", kind="tensor", shape=(2, 2)), np.zeros((2, 4))),
-        (Prediction(output="y", column="y", kind="struct", keys=("a",)), [{"b": 1.0}]),
+        (Prediction(output="y", column="y", kind="struct", keys=("a",)), Maps.of([{"b": 1.0}])),
         (Prediction(output="y", column="y", kind="scalar"), np.zeros((2, 2))),
         (Prediction(output="y", column="y", kind="scalar"), [np.zeros(1), np.zeros(2)]),
     ],

@@ -70,8 +70,10 @@ def predict(
     for start in range(0, rows, batch_rows):
         size = min(batch_rows, rows - start)
         batch = {name: padded(t[start : start + size], batch_rows) for name, t in tensors.items()}
-        whole = codes if size == batch_rows else NO_CODES
-        short = {name: each.slice(start, start + size) for name, each in whole.items()}
+        short = {
+            name: Codes(each.texts, padded(each.rows[start : start + size], batch_rows))
+            for name, each in codes.items()
+        }
         for name, values, gathered in zip(names, session.run(names, batch, codes=short), runs, strict=True):
             predictions.check_rows(name, values, batch_rows)
             gathered.append(values[:size])

@@ -5,10 +5,8 @@ behind every look-up (one-hot, labels) stands a Gather, and the model is given t
 once and one number per row. A look-up computes nothing, so no bit of a score changes.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -44,78 +42,6 @@ class Codes:
 
 
 NO_CODES: Mapping[str, Codes] = MappingProxyType({})
-
-
-class Shortcut:
-    """Runs a model by codes, once so many rows were met that making one that takes them is worth it.
-
-    Its first run is compared with one of the model itself: where a bit differs it is never used.
-
-    Args:
-        path: The model's file.
-        opened: Opens a session of a serialised model.
-    """
-
-    def __init__(self, path: str, opened: Callable[[bytes], Any]) -> None:
-        self._path, self._opened = path, opened
-        self._rows_left = _WORTH_ROWS
-        self._making = threading.Lock()
-        self._session: Any = None
-        self._inputs: tuple[str, ...] = ()
-
-    def run(
-        self, outputs: Sequence[str], tensors: Mapping[str, Any], codes: Mapping[str, Codes], options: Any
-    ) -> list[Any] | None:
-        """Run the model by codes; None if it is not there, or would be given more texts than rows."""
-        if self._session is None or not set(self._inputs) <= codes.keys():
-            return None
-        if sum(len(codes[name].texts) for name in self._inputs) > len(tensors[self._inputs[0]]):
-            return None
-        result: list[Any] = self._session.run(list(outputs), fed(self._inputs, tensors, codes), options)
-        return result
-
-    def consider(
-        self, outputs: Sequence[str], tensors: Mapping[str, Any], codes: Mapping[str, Codes],
-        options: Any, result: Sequence[Any],
-    ) -> None:  # fmt: skip
-        """Count rows that the model itself gave `result` for; after enough, make the one by codes."""
-        self._rows_left -= len(next(iter(tensors.values())))
-        if self._rows_left > 0 or not self._making.acquire(blocking=False):
-            return  # or it was made, or is being made: once is enough
-        try:
-            session, inputs = self._made()
-            if inputs and set(inputs) <= codes.keys():
-                again = session.run(list(outputs), fed(inputs, tensors, codes), options)
-                if all(map(_equal, result, again)):
-                    self._inputs, self._session = inputs, session
-        except Exception:  # noqa: BLE001  whatever is wrong with it, the model itself goes on
-            return
-
-    def _made(self) -> tuple[Any, tuple[str, ...]]:
-        import onnx
-
-        if Path(self._path).stat().st_size > _MOST_BYTES:
-            return None, ()
-        model = onnx.load(self._path, load_external_data=False)
-        inputs = coded(model)
-        return (self._opened(model.SerializeToString()) if inputs else None), inputs
-
-
-_WORTH_ROWS = 65_536
-"""Making it takes a tenth of a second; what it saves of so many rows is a good part of that."""
-_MOST_BYTES = 16 << 20
-"""Of a model whose weights may be there twice."""
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """Whether two outputs are the same to the bit."""
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray) and first.dtype != object:
-        return (
-            first.dtype == second.dtype
-            and first.shape == second.shape
-            and first.tobytes() == second.tobytes()
-        )
-    return bool(np.array_equal(first, second))
 
 
 def codes_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """Tensors to columns: what the model gave, one entry per row. Pure: no files, no model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from batchserve.arrays import array_of, raw_values
 from batchserve.errors import ModelError
 from batchserve.model import Port, Tensor, element, tensor_dtype
+from batchserve.zipmaps import Maps
 
 Kind = Literal["scalar", "list", "tensor", "struct", "varlist"]
 
@@ -54,7 +55,7 @@ def observe(output: str, column: str, values: Any, rows: int, *, open_sizes: boo
     """Decide the column for an output from what one run of `rows` rows gave.
 
     [N] and [N, 1] become a scalar column, [N, k] a fixed-size list, deeper ones a fixed-shape
-    tensor, a ZipMap's list of dicts a struct. A sequence of N tensors becomes a column of lists.
+    tensor, a ZipMap's maps a struct. A sequence of N tensors becomes a column of lists.
 
     Args:
         output: Name of the output.
@@ -67,8 +68,8 @@ def observe(output: str, column: str, values: Any, rows: int, *, open_sizes: boo
         ModelError: The output is not one value per row.
     """
     check_rows(output, values, rows)
-    if isinstance(values, list) and isinstance(values[0], Mapping):
-        return Prediction(output=output, column=column, kind="struct", keys=_keys(values[0]))
+    if isinstance(values, Maps):
+        return Prediction(output=output, column=column, kind="struct", keys=values.keys)
     shape = tuple(values[0].shape if isinstance(values, list) else values.shape[1:])
     if shape and (open_sizes or isinstance(values, list) or 0 in shape):
         return Prediction(output=output, column=column, kind="varlist", depth=len(shape))
@@ -81,10 +82,6 @@ def observe(output: str, column: str, values: Any, rows: int, *, open_sizes: boo
 _CHOOSE = "leave it out: --outputs NAMES"
 
 
-def _keys(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    return tuple(str(key) for key in row)
-
-
 def check_rows(output: str, values: Any, rows: int) -> None:
     """Check that an output has one entry per row.
 
@@ -93,9 +90,10 @@ def check_rows(output: str, values: Any, rows: int) -> None:
     """
     if values is None:
         raise ModelError(f"output {output}: is optional, and the model gave none", _CHOOSE)
-    got = len(values) if isinstance(values, list) or values.ndim else 0
+    listed = isinstance(values, list | Maps)
+    got = len(values) if listed or values.ndim else 0
     if got != rows:
-        shape = [got] if isinstance(values, list) else list(values.shape)
+        shape = [got] if listed else list(values.shape)
         message = f"output {output}: has shape {shape} for a batch of {rows} rows"
         raise ModelError(message, "each output must have one entry per row; " + _CHOOSE)
 
@@ -107,6 +105,8 @@ def joined(runs: Sequence[Any]) -> Any:
         >>> joined([np.zeros((1, 2)), np.ones((1, 2))]).shape
         (2, 2)
     """
+    if isinstance(runs[0], Maps):
+        return Maps.joined(runs)
     if any(isinstance(run, list) for run in runs) or len({run.shape[1:] for run in runs}) > 1:
         return [row for run in runs for row in run]
     return runs[0] if len(runs) == 1 else np.concatenate(runs)
@@ -117,8 +117,7 @@ def decode(prediction: Prediction, values: Any) -> pa.Array:
 
     Args:
         prediction: The column, as planned.
-        values: An array [N], [N, 1], [N, k] or deeper, a ZipMap's list of N dicts, or a list of N
-            tensors.
+        values: An array [N], [N, 1], [N, k] or deeper, a ZipMap's N maps, or a list of N tensors.
 
     Raises:
         ModelError: The output has another shape or other keys than when it was planned.
@@ -171,19 +170,12 @@ def _lists(prediction: Prediction, values: Any) -> pa.Array:
     return nested
 
 
-def _struct(prediction: Prediction, values: list[dict[Any, Any]]) -> pa.Array:
-    if _keys(values[0]) != prediction.keys:
-        got = ", ".join(_keys(values[0]))
+def _struct(prediction: Prediction, values: Maps) -> pa.Array:
+    if values.keys != prediction.keys:
+        got = ", ".join(values.keys)
         raise ModelError(f"output {prediction.output}: keys {got}, planned {prediction.keys}")
-    numbers = np.array([list(row.values()) for row in values], dtype=_value_dtype(values))
-    columns = [array_of(column) for column in numbers.T]
+    columns = [array_of(column) for column in np.ascontiguousarray(values.values.T)]
     return pa.StructArray.from_arrays(columns, names=list(prediction.keys))
-
-
-def _value_dtype(values: list[dict[Any, Any]]) -> type[Any]:
-    # onnxruntime hands a map's tensor(float) values out as Python floats.
-    first = next(iter(values[0].values()), 0.0)
-    return np.float32 if isinstance(first, float) else type(first)
 
 
 # -- scores -----------------------------------------------------------------------------------

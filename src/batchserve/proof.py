@@ -19,6 +19,7 @@ from batchserve.model import Session, Tensor
 from batchserve.modelfile import ModelSpec, operators
 from batchserve.predictions import Prediction
 from batchserve.runs import Runs
+from batchserve.zipmaps import Maps
 
 _MIXERS = {
     "DynamicQuantizeLinear": "takes its scale from the whole batch",
@@ -225,17 +226,15 @@ def _picked(values: Any, rows: Any) -> Any:
 def _equal(before: Any, after: Any) -> bool:
     if isinstance(before, list):
         return len(before) == len(after) and all(map(_equal, before, after))
-    if isinstance(before, dict):
-        return before.keys() == after.keys() and _equal(_row(before), _row(after))
+    if isinstance(before, Maps):
+        return _equal(before.values, after.values)
     return np.array_equal(before, after, equal_nan=before.dtype.kind in "fc")
-
-
-def _row(scores: dict[Any, Any]) -> Tensor:
-    return np.array(list(scores.values()))
 
 
 def _close(before: Any, after: Any) -> bool:
     """Whether scores differ in their last bits only."""
+    if isinstance(before, Maps):
+        return _close(before.values, after.values)
     arrays = isinstance(before, np.ndarray) and before.dtype.kind == "f" and before.shape == after.shape
     return arrays and np.allclose(before, after, rtol=1e-3, atol=1e-6, equal_nan=True)
 

@@ -9,6 +9,7 @@ import numpy as np
 from batchserve.errors import MemoryShortError
 from batchserve.lookups import NO_CODES, Codes
 from batchserve.model import Session, Tensor
+from batchserve.zipmaps import Maps
 
 
 class Runs:
@@ -71,6 +72,8 @@ class Runs:
 
 
 def _both(first: Any, second: Any) -> Any:
+    if isinstance(first, Maps):
+        return Maps.joined([first, second])
     if isinstance(first, list) or isinstance(second, list) or first.shape[1:] != second.shape[1:]:
         return [*first, *second]
     return np.concatenate((first, second))
