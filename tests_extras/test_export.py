@@ -1,10 +1,10 @@
 # ruff: noqa: INP001, S101  what tests may do
 """Trained models exported and scored: what `score` gives is what the libraries themselves predict.
 
-Needs scikit-learn, LightGBM, XGBoost and their converters; torch where it is installed.
+Needs scikit-learn, LightGBM, XGBoost, CatBoost, torch and their converters: `nox -s extras` runs it.
 """
 
-import importlib.util
+import importlib
 import pickle
 import subprocess
 import sys
@@ -19,19 +19,18 @@ import onnx
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import samples
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import batchserve as bs
 
-torch_is_here = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
-
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
     """Fit a classifier of texts, integers and missing numbers; its labels are texts."""
-    labels = np.array(["low", "middle", "high"])[matrix.classes(3)]
-    return matrix.columns(LogisticRegression(max_iter=200)).fit(matrix.mixed(), labels)
+    labels = np.array(["low", "middle", "high"])[samples.classes(3)]
+    return matrix.columns(LogisticRegression(max_iter=200)).fit(samples.mixed(), labels)
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -39,7 +38,7 @@ def test_a_pipeline_of_texts_and_nan_from_its_file_to_scores(
     form: str, pipeline: Any, tmp_path: Path
 ) -> None:
     """`export`, then `score` without any flag: label and probabilities are the pipeline's own."""
-    frame = matrix.mixed().replace({"colour": {"": "grey"}})
+    frame = samples.mixed().replace({"colour": {"": "grey"}})
     joblib.dump(pipeline, tmp_path / "p.joblib")
     write = frame.to_csv if form == "csv" else frame.to_parquet
     write(tmp_path / f"in.{form}", index=False)
@@ -58,8 +57,8 @@ def test_a_pipeline_of_texts_and_nan_from_its_file_to_scores(
 
 def test_a_forest_sends_nan_where_scikit_learn_does(tmp_path: Path) -> None:
     """skl2onnx alone sends NaN right at every split; what is exported goes the trained way."""
-    frame = matrix.mixed()[matrix.NUMBERS]
-    forest = RandomForestClassifier(10, random_state=0).fit(frame, matrix.classes(3))
+    frame = samples.mixed()[samples.NUMBERS]
+    forest = RandomForestClassifier(10, random_state=0).fit(frame, samples.classes(3))
 
     bs.export(forest, tmp_path / "m.onnx", sample=frame)
 
@@ -72,7 +71,7 @@ def test_boosters_from_their_own_files(tmp_path: Path) -> None:
     import lightgbm
     import xgboost
 
-    frame, values = matrix.mixed()[matrix.NUMBERS], matrix.values()
+    frame, values = samples.mixed()[samples.NUMBERS], samples.values()
     light = lightgbm.train({"objective": "regression", "verbose": -1}, lightgbm.Dataset(frame, values), 20)
     extreme = xgboost.train({"objective": "reg:squarederror"}, xgboost.DMatrix(frame, values), 20)
     light.save_model(tmp_path / "m.txt")
@@ -86,7 +85,24 @@ def test_boosters_from_their_own_files(tmp_path: Path) -> None:
         expected = light.predict(frame) if name == "m.txt" else extreme.predict(xgboost.DMatrix(frame))
         np.testing.assert_allclose(bs.Model(path).predict(frame)["variable"], expected, rtol=1e-5)
         assert done.parity.takes_nan
-        assert [port.name for port in onnx.load(path).graph.input] == matrix.NUMBERS
+        assert [port.name for port in onnx.load(path).graph.input] == samples.NUMBERS
+
+
+def test_catboost_from_its_own_file(tmp_path: Path) -> None:
+    """CatBoost's .cbm needs no trust: classes and probabilities of rows with NaN are its own."""
+    import catboost
+
+    frame = samples.mixed()[samples.NUMBERS]
+    model = catboost.CatBoostClassifier(iterations=20, verbose=0, allow_writing_files=False)
+    model.fit(frame, samples.classes(3)).save_model(tmp_path / "m.cbm")
+
+    done = bs.export(tmp_path / "m.cbm", tmp_path / "m.onnx", sample=frame)
+
+    predicted = bs.Model(done.path).predict(frame)
+    assert predicted["label"].to_list() == model.predict(frame).ravel().tolist()
+    np.testing.assert_allclose(
+        np.stack(predicted["probabilities"]), model.predict_proba(frame), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_pickle_is_read_only_when_it_is_trusted(pipeline: Any, tmp_path: Path) -> None:
@@ -99,19 +115,19 @@ def test_a_pickle_is_read_only_when_it_is_trusted(pipeline: Any, tmp_path: Path)
     (tmp_path / "m.pkl").write_bytes(pickle.dumps([Evil(), 1]))
 
     with pytest.raises(bs.BatchserveError, match="is a pickle"):
-        bs.export(tmp_path / "m.pkl", tmp_path / "m.onnx", sample=matrix.mixed())
+        bs.export(tmp_path / "m.pkl", tmp_path / "m.onnx", sample=samples.mixed())
     assert not (tmp_path / "ran").exists()
 
     (tmp_path / "n.pkl").write_bytes(pickle.dumps(pipeline))
-    bs.export(tmp_path / "n.pkl", tmp_path / "n.onnx", sample=matrix.mixed(), trust_pickle=True)
+    bs.export(tmp_path / "n.pkl", tmp_path / "n.onnx", sample=samples.mixed(), trust_pickle=True)
 
 
 def test_a_known_bad_combination_is_refused_with_what_to_do() -> None:
     """LightGBM's `fair` has no converter: the error names an objective that has one."""
     import lightgbm
 
-    frame = matrix.numbers()
-    model = lightgbm.LGBMRegressor(objective="fair", n_estimators=3, verbose=-1).fit(frame, matrix.values())
+    frame = samples.numbers()
+    model = lightgbm.LGBMRegressor(objective="fair", n_estimators=3, verbose=-1).fit(frame, samples.values())
 
     with pytest.raises(bs.BatchserveError, match="cannot be converted") as caught:
         bs.export(model, "m.onnx", sample=frame)
@@ -119,14 +135,13 @@ def test_a_known_bad_combination_is_refused_with_what_to_do() -> None:
     assert caught.value.hint == "train with objective huber"
 
 
-@torch_is_here
 def test_a_program_and_a_factory_with_weights(tmp_path: Path) -> None:
     """A .pt2 program, and a factory with weights of either form, all give the module's own values."""
     import nets
     import torch
     from safetensors.torch import save_file
 
-    frame = matrix.numbers()
+    frame = samples.numbers()
     module = nets.Two().eval()
     rows = torch.from_numpy(frame.to_numpy(np.float32))
     program = torch.export.export(module, (rows[:3],), dynamic_shapes=({0: torch.export.Dim("rows")},))
@@ -147,14 +162,13 @@ def test_a_program_and_a_factory_with_weights(tmp_path: Path) -> None:
             np.testing.assert_allclose(np.stack(predicted["output_1"]), module(rows)[1], atol=1e-6)
 
 
-@torch_is_here
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_and_pickled_modules_need_trust(tmp_path: Path) -> None:
     """Both are programs: refused without --trust-pickle, exported with it."""
     import nets
     import torch
 
-    module, frame = nets.Two().eval(), matrix.numbers()
+    module, frame = nets.Two().eval(), samples.numbers()
     torch.jit.trace(module, torch.zeros(3, 4)).save(tmp_path / "script.pt")
     torch.save(module, tmp_path / "module.pt")
 
@@ -167,7 +181,6 @@ def test_torchscript_and_pickled_modules_need_trust(tmp_path: Path) -> None:
         assert done.parity.passes
 
 
-@torch_is_here
 def test_a_program_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     """A program that was traced without an open batch is told how to be exported."""
     import nets
@@ -177,12 +190,11 @@ def test_a_program_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "m.pt2")
 
     with pytest.raises(bs.BatchserveError, match="its batch is fixed") as caught:
-        bs.export(tmp_path / "m.pt2", tmp_path / "m.onnx", sample=matrix.numbers())
+        bs.export(tmp_path / "m.pt2", tmp_path / "m.onnx", sample=samples.numbers())
 
     assert "dynamic_shapes" in caught.value.hint
 
 
-@torch_is_here
 def test_wrong_factories_and_weights_are_told(tmp_path: Path) -> None:
     """A factory that is not there, and weights of another module, end with what to do."""
     import torch
@@ -190,9 +202,9 @@ def test_wrong_factories_and_weights_are_told(tmp_path: Path) -> None:
     torch.save({"other": torch.zeros(1)}, tmp_path / "w.pt")
 
     with pytest.raises(bs.BatchserveError, match="nets:Nobody: cannot be imported"):
-        bs.export("nets:Nobody", tmp_path / "m.onnx", sample=matrix.numbers())
+        bs.export("nets:Nobody", tmp_path / "m.onnx", sample=samples.numbers())
     with pytest.raises(bs.BatchserveError, match="cannot be put into nets:Two"):
-        bs.export("nets:Two", tmp_path / "m.onnx", sample=matrix.numbers(), weights=tmp_path / "w.pt")
+        bs.export("nets:Two", tmp_path / "m.onnx", sample=samples.numbers(), weights=tmp_path / "w.pt")
 
 
 SOME = ("RandomForestRegressor", "HistGradientBoostingClassifier", "LinearSVC", "Ridge")
@@ -205,7 +217,7 @@ def test_part_of_the_matrix(name: str) -> None:
 
     kind = "classifier" if name.endswith(("Classifier", "SVC")) else "regressor"
     cls = dict(all_estimators(kind))[name]
-    for frame in (matrix.numbers(), matrix.mixed()):
+    for frame in (samples.numbers(), samples.mixed()):
         made = partial(matrix.fitted, cls, kind, frame, matrix.target(name, kind))
         found = matrix.tried(made, frame)
         assert found.passed, found
@@ -214,7 +226,7 @@ def test_part_of_the_matrix(name: str) -> None:
 def test_a_frame_with_other_columns_is_told(pipeline: Any, tmp_path: Path) -> None:
     """A sample without a column of the pipeline is told with the column's name."""
     with pytest.raises(bs.BatchserveError, match="column place: the model takes it"):
-        bs.export(pipeline, tmp_path / "m.onnx", sample=pd.DataFrame(matrix.mixed()).drop(columns="place"))
+        bs.export(pipeline, tmp_path / "m.onnx", sample=pd.DataFrame(samples.mixed()).drop(columns="place"))
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -222,9 +234,9 @@ def test_a_pipeline_in_int8_is_held_to_the_pipeline_itself(tmp_path: Path) -> No
     """A network behind a ColumnTransformer of texts: int8 within 5 % of the spread, NaN imputed as before."""
     from sklearn.neural_network import MLPRegressor
 
-    frame = matrix.mixed()
+    frame = samples.mixed()
     network = MLPRegressor(hidden_layer_sizes=(64, 64), max_iter=30, random_state=0)
-    pipeline = matrix.columns(network).fit(frame, matrix.values())
+    pipeline = matrix.columns(network).fit(frame, samples.values())
 
     with pytest.raises(bs.BatchserveError, match="times as fast"):
         bs.export(pipeline, tmp_path / "m.onnx", sample=frame, precision="int8")
@@ -235,7 +247,6 @@ def test_a_pipeline_in_int8_is_held_to_the_pipeline_itself(tmp_path: Path) -> No
     assert np.abs(scores - expected).max() < 0.05 * np.ptp(expected)
 
 
-@torch_is_here
 def test_attention_in_int8_has_nan_where_torch_has(tmp_path: Path) -> None:
     """Rows are not the first dimension of torch's attention: NaN is led around all of it."""
     import nets
@@ -261,8 +272,8 @@ def test_boosters_as_the_last_step_of_a_pipeline(library: str, kind: str, tmp_pa
     """Texts and NaN through a ColumnTransformer into a booster: on unseen rows what the pipeline predicts."""
     module = importlib.import_module(library)
     name = {"lightgbm": "LGBM", "xgboost": "XGB"}[library] + kind.capitalize()
-    wanted = matrix.values() if kind == "regressor" else matrix.classes(3)
-    frame = matrix.mixed()
+    wanted = samples.values() if kind == "regressor" else samples.classes(3)
+    frame = samples.mixed()
     options = {"n_estimators": 20} | ({"verbose": -1} if library == "lightgbm" else {})
     pipeline = matrix.columns(getattr(module, name)(**options)).fit(frame, wanted)
 

@@ -1,10 +1,10 @@
 # ruff: noqa: INP001, S101, S603, D103  what tests may do
 """The training example: what its README shows, on a slice of the flights.
 
-Needs scikit-learn, skl2onnx and dask-ml; torch where it is installed: `nox -s extras` runs it.
+Needs scikit-learn, skl2onnx, dask-ml and torch: `nox -s extras` runs it.
 """
 
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
@@ -27,7 +27,6 @@ TRAINING = EXAMPLES / "training"
 ROWS = "6000"
 # dask 2026.8 resets an index in place, which pandas 3.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
-torch_is_here = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
 
 
 def run(folder: Path, *command: object) -> str:
@@ -161,7 +160,6 @@ def test_a_wrapper_of_dask_ml_is_refused_with_what_is_inside(tmp_path: Path) -> 
         bs.export(getattr(wrapper, inside), tmp_path / f"{inside}.onnx", sample=x)
 
 
-@torch_is_here
 def test_the_example_with_torch(place: Path, scripts: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It prints the metrics that scikit-learn finds on its scores, and the scores are the module's."""
     printed = run(tmp_path, TRAINING / "with_torch.py", place / "flights.csv", "--rows", ROWS)
