@@ -202,12 +202,26 @@ def test_models_without_a_common_output_are_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Models with no output of one name and kind are exit 70; every output is named."""
+    models.picker(tmp_path)
     doubler(tmp_path / "double.onnx", "a")
 
-    done = run(capsys, "compare", home / "named.onnx", tmp_path / "double.onnx", home / "in.csv")
+    done = run(capsys, "compare", tmp_path / "picker.onnx", tmp_path / "double.onnx", home / "in.csv")
 
     assert done.code == 70
-    assert "score only a has it; y only b has it" in done.err
+    assert "score only a has it; label only a has it; y only b has it" in done.err
+
+
+def test_the_only_outputs_are_compared_whatever_their_names(home: Path, tmp_path: Path) -> None:
+    """A champion and a challenger of other libraries seldom call their output the same."""
+    doubler(tmp_path / "double.onnx", "a")
+
+    found = bs.compare(home / "named.onnx", tmp_path / "double.onnx", home / "in.csv")
+
+    assert ([pair.output for pair in found.pairs], found.not_compared) == (["score and y"], {})
+    rows = pd.read_csv(home / "in.csv", keep_default_na=False)
+    scores = bs.Model(home / "named.onnx").predict(rows)["score"].to_numpy(np.float64)
+    twice = bs.Model(tmp_path / "double.onnx").predict(rows)["y"].to_numpy(np.float64)
+    assert found.pairs[0].sums.largest_absolute == np.abs(twice - scores).max()
 
 
 def test_what_is_not_compared_is_said(home: Path, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from batchserve.parity import Outputs
 from batchserve.sources import Source
 
 Make = Callable[[], Any]
+ROUNDING = 1e-12
+"""Of distances in float64: scaled columns make equal ones differ in their last bits."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,25 @@ def tried(make: Make, frame: pd.DataFrame) -> Found:
         except Exception as error:
             return Found("BUG", sources.reason(error))
         try:
-            wrong = _unseen(sources.of_object(model), path, samples.unseen(frame))
+            rows, left_out = _without_ties(model, samples.unseen(frame))
+            wrong = _unseen(sources.of_object(model), path, rows)
         except Exception as error:  # loud: nobody takes that for a score
             return Found(done.parity.computes_in, f"fails on rows unlike the sample ({_first(error)})")
-    return Found("WRONG", wrong) if wrong else Found(done.parity.computes_in)
+    return Found("WRONG", wrong) if wrong else Found(done.parity.computes_in, left_out)
+
+
+def _without_ties(model: Any, frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Leave out rows whose neighbours are equally far, of which any may count; say how many."""
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    last = getattr(model, "steps", [("", model)])[-1][1]
+    if not isinstance(last, KNeighborsClassifier | KNeighborsRegressor):
+        return frame, ""
+    table = frame if last is model else model[:-1].transform(frame)
+    far, _ = last.kneighbors(table, n_neighbors=last.n_neighbors + 1)
+    tied = far[:, -1] - far[:, -2] <= ROUNDING * far[:, -1]
+    why = f"but for {tied.sum():,} rows with neighbours equally far" if tied.any() else ""
+    return frame[~tied].reset_index(drop=True), why
 
 
 def _first(error: Exception) -> str:

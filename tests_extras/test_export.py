@@ -22,6 +22,10 @@ import pytest
 import samples
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.tree import DecisionTreeRegressor
 
 import batchserve as bs
 
@@ -64,6 +68,30 @@ def test_a_forest_sends_nan_where_scikit_learn_does(tmp_path: Path) -> None:
 
     predicted = bs.Model(tmp_path / "m.onnx").predict(frame)
     np.testing.assert_allclose(np.stack(predicted["probabilities"]), forest.predict_proba(frame), atol=1e-6)
+
+
+def test_neighbours_that_are_equally_far_are_remarked_on(tmp_path: Path) -> None:
+    """scikit-learn leaves open which of them counts: nobody is told that the scores are always the same."""
+    frame = samples.numbers()
+    model = KNeighborsClassifier().fit(frame, samples.classes(3))
+
+    done = bs.export(model, tmp_path / "m.onnx", sample=frame)
+
+    assert "as far as the next one" in done.parity.facts()["remark"]
+    np.testing.assert_allclose(
+        bs.Model(done.path).predict(frame)["variable"], model.predict(frame), rtol=1e-6
+    )
+
+
+def test_trees_behind_a_scaler_compute_in_float64(tmp_path: Path) -> None:
+    """float32 arithmetic before a tree takes other branches in rows that no sample shows."""
+    frame, wanted = samples.numbers(), samples.values()
+    pipeline = make_pipeline(MinMaxScaler(), DecisionTreeRegressor(max_depth=6)).fit(frame, wanted)
+
+    done = bs.export(pipeline, tmp_path / "m.onnx", sample=frame)
+
+    assert done.parity.computes_in.startswith("float64")
+    assert not done.parity.near_differ
 
 
 def test_boosters_from_their_own_files(tmp_path: Path) -> None:

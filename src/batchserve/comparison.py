@@ -133,7 +133,7 @@ class Comparison:
 
 @told()
 def compared(job: Job, given: Sequence[str], tolerance: float = 0.0, top: int = TOP) -> Comparison:
-    """Run two models over all rows and compare their outputs of one name and kind.
+    """Run two models over all rows and compare their outputs of one name and kind, or the only one of each.
 
     Rows stream: what is kept are sums, counts and the rows that differ most. The result is the same with
     any number of workers.
@@ -169,6 +169,8 @@ def _pairs(recipe: Recipe) -> tuple[list[Pair], dict[str, str]]:
     """Pair the outputs of the two models; a column is numbered among those of both."""
     first, second = recipe.scorers
     types = [_types(recipe, scorer) for scorer in (first, second)]
+    if len(types[0]) == len(types[1]) == 1 and types[0].keys() != types[1].keys():
+        types = _under_one_name(*types)
     kinds, alone = differences.paired(*types)
     if not kinds:
         told = "; ".join(f"{name} {reason}" for name, reason in alone.items())
@@ -180,6 +182,14 @@ def _pairs(recipe: Recipe) -> tuple[list[Pair], dict[str, str]]:
         for name, kind in kinds.items()
     ]
     return pairs, alone
+
+
+def _under_one_name(
+    first: dict[str, pa.DataType], second: dict[str, pa.DataType]
+) -> list[dict[str, pa.DataType]]:
+    """Give the only outputs of both models one name: nothing else could be meant."""
+    name = " and ".join((*first, *second))
+    return [dict.fromkeys([name], *each.values()) for each in (first, second)]
 
 
 def _types(recipe: Recipe, scorer: Scorer) -> dict[str, pa.DataType]:

@@ -21,7 +21,7 @@ from batchserve.errors import (
     did_you_mean,
     raise_all,
 )
-from batchserve.gate import Verdict
+from batchserve.gate import Sample, Verdict
 from batchserve.inputs import Wish, files
 from batchserve.inputs.dialect import Asked
 from batchserve.model import COLUMNS_KEY, NULLS_KEY
@@ -96,7 +96,8 @@ def export(source: Source, path: Path, sample: pa.RecordBatch, terms: Terms) -> 
     """Write a trained model as ONNX, if that is proven to predict as the model does.
 
     Source and graph predict the sample and rows that are added to it, the graph just as `score`
-    would run it. The first graph whose every output is near enough is written; else none.
+    would run it. The first graph whose every output is near enough is written, one that is so right beside
+    the source's jumps before others; else none.
 
     Args:
         source: The trained model.
@@ -116,18 +117,21 @@ def export(source: Source, path: Path, sample: pa.RecordBatch, terms: Terms) -> 
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries warn of what the gate measures
+        given = Sample(source, rows)
         for i, candidate in enumerate(source.candidates(rows)):
             try:
                 file = Path(folder, f"{i}.onnx")
-                verdict = gate.judged(source, candidate, rows, file, terms.tolerances, terms.precision)
+                verdict = gate.judged(candidate, given, file, terms.tolerances, terms.precision)
             except (DataError, UsageError):  # of the sample: no other graph would do better
                 raise
             except Exception as error:  # noqa: BLE001  converters raise classes without a common base
                 problems.append(f"{candidate.how}: {_why(error)}")
                 continue
-            if verdict.parity.passes:
+            if verdict.parity.passes and not verdict.parity.near_differ:
                 return _written(verdict, path, rows.schema)
             verdicts.append(verdict)
+    if passed := [each for each in verdicts if each.parity.passes]:
+        return _written(passed[0], path, rows.schema)
     if verdicts and terms.accept_drift:
         return _written(_least_bad(verdicts), path, rows.schema, drift_accepted=True)
     raise _refused(source, verdicts, problems)

@@ -4,15 +4,16 @@ import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from batchserve import parity, probes, reducing, rehearsal, simplifying, sources, surgery, trial
+from batchserve import jumps, parity, probes, reducing, rehearsal, simplifying, sources, surgery, trial
 from batchserve.errors import BatchserveError, ModelError, UsageError
+from batchserve.jumps import Jumps
 from batchserve.model import FEATURES_KEY, Tensor, runtime_version, session_for
 from batchserve.modelfile import identify
 from batchserve.parity import Outputs, Parity, Reduction
@@ -37,16 +38,35 @@ class Verdict:
     shown: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A source, and rows such as will be scored.
+
+    Attributes:
+        rows: Of the source's columns.
+    """
+
+    source: Source
+    rows: pa.RecordBatch
+
+    @cached_property
+    def jumps(self) -> Jumps:
+        """Where its scores jump; the same for all its graphs. None are known if it refuses to tell."""
+        try:
+            return jumps.found(self.source.predict, self.rows)
+        except Exception:  # noqa: BLE001  a model refuses a row as it likes
+            return Jumps([], self.rows.slice(0, 0), known=False)
+
+
 def judged(
-    source: Source, candidate: Candidate, rows: pa.RecordBatch, file: Path, tolerances: Mapping[str, float],
+    candidate: Candidate, sample: Sample, file: Path, tolerances: Mapping[str, float],
     precision: Precision | None = None,
 ) -> Verdict:  # fmt: skip
     """Convert a source in one way, and compare what the two predict.
 
     Args:
-        source: The trained model.
-        candidate: The graph that is to predict the same.
-        rows: The sample, of the model's columns.
+        candidate: The graph that is to predict as its source does.
+        sample: The source, and what both predict.
         file: Where the graph may be written to be run.
         tolerances: By output; under an empty name that of all others.
         precision: What the graph is to multiply in, or None for what it does by itself.
@@ -56,28 +76,35 @@ def judged(
         DataError: No row of the sample can be scored.
         Exception: The graph cannot be made or run.
     """
-    graph = _comparable(candidate.make(), tuple(_predicted(source, rows.slice(0, 1))))
+    source, rows = sample.source, sample.rows
+    graph = _comparable(candidate.make(), tuple(predicted(source, rows.slice(0, 1))))
     recipe = _rehearsed(graph, candidate, rows, file)
     rows, left_out = rehearsal.scorable(rows, recipe)
     reduction = None
     if precision:
         graph, recipe, reduction = _reduced(graph, recipe, candidate, rows, file, precision)
-    found, refused = _taken(source, probes.probes(rows, surgery.thresholds(graph)), rows.schema)
+    probed = [*probes.probes(rows, surgery.thresholds(graph)), *sample.jumps.probes]
+    found, refused = _taken(source, probed, rows.schema)
+    refused |= {} if sample.jumps.known else {"jump": tuple(rows.schema.names)}
     added, more = rehearsal.scorable(probes.joined(found, rows.schema), recipe)
-    every = pa.concat_batches([rows, added])
+    near, _ = rehearsal.scorable(sample.jumps.near if precision is None else rows.slice(0, 0), recipe)
+    every = pa.concat_batches([rows, added, near])
     ours = rehearsal.scores(every, recipe)
     if not precision:  # of int8 the weights would become float32 again
         graph, recipe = _simplest(graph, recipe, candidate, every, ours, file)
-    theirs = _predicted(source, every)
+    theirs = predicted(source, every)
     outputs = Outputs(theirs, rows.num_rows), Outputs(ours, rows.num_rows)
-    gaps = parity.compared(*outputs, tolerances)
+    asked = rows.num_rows + added.num_rows
+    gaps = parity.compared(outputs[0].until(asked), outputs[1].until(asked), tolerances)
+    beside = parity.compared(*outputs, tolerances)
     counts = {trait: sum(each.rows.num_rows for each in group) for trait, group in probes.by_trait(found)}
     record = Parity(
         made_with=source.made_with, computes_in=_digits(candidate, precision),
         sample_rows=rows.num_rows, added_rows=counts, not_scored=left_out + more, refused=refused,
         gaps=tuple(gap for gap, _ in gaps.values()),
         takes_nan=_takes_nan(graph, refused, rows.schema) and all(gap.passes for gap, _ in gaps.values()),
-        reduction=reduction,
+        reduction=reduction, remark=candidate.remark, near_rows=near.num_rows,
+        near_differ=sum(bool(row) for row in np.any([bad > 0 for _, bad in beside.values()], axis=0)[asked:]),
     )  # fmt: skip
     shapes = rehearsal.shapes(rows, recipe)
     shown = tuple(_told(row, every, *outputs) for row in parity.worst_rows(gaps))
@@ -198,7 +225,12 @@ def _takes_nan(graph: Any, refused: Mapping[str, Sequence[str]], schema: pa.Sche
     return bool(numbers) and "nan" not in refused and _has_nan(graph)
 
 
-def _predicted(source: Source, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
+def predicted(source: Source, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
+    """Return what the source itself predicts.
+
+    Raises:
+        UsageError: It cannot.
+    """
     try:
         return source.predict(rows)
     except Exception as error:  # a model raises what it likes

@@ -98,6 +98,12 @@ class Parity(BaseModel, frozen=True):
     gaps: tuple[Gap, ...]
     drift_accepted: bool = False
     reduction: Reduction | None = None
+    remark: str = ""
+    """In which rows the model may differ though it passes."""
+    near_rows: int = 0
+    """Rows nearer to jumps of the source's scores than float32 can tell."""
+    near_differ: int = 0
+    """Such rows that come out across the jump: no graph is refused for them, but others go first."""
 
     @property
     def passes(self) -> bool:
@@ -122,6 +128,11 @@ class Parity(BaseModel, frozen=True):
             facts[f"parity {gap.output}"] = str(gap)
             if self.reduction:
                 facts[f"in the sample {gap.output}"] = gap.in_sample
+        if self.near_differ:
+            facts["beside jumps"] = (
+                f"{self.near_differ:,} of {self.near_rows:,} rows within 1e-8 of a jump come out across it"
+            )
+        facts |= {"remark": self.remark} if self.remark else {}
         facts["nulls"] = "NaN, as in the source (batchserve.on_null)" if self.takes_nan else "are rejected"
         if self.not_scored:
             facts["not compared"] = (
@@ -143,6 +154,12 @@ class Outputs:
 
     values: Mapping[str, Tensor]
     sample_rows: int
+
+    def until(self, stop: int) -> "Outputs":
+        """Return the first rows alone."""
+        return Outputs(
+            {name: np.asarray(each)[:stop] for name, each in self.values.items()}, self.sample_rows
+        )
 
 
 def compared(

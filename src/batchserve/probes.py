@@ -10,8 +10,9 @@ import pyarrow as pa
 from batchserve.binding import is_text
 from batchserve.model import Tensor
 
-Trait = Literal["tie", "extreme", "unknown", "empty", "nan"]
-"""Why a row was added: its value is one a tree splits at, far out, a text nobody trained on, no text, NaN."""
+Trait = Literal["tie", "jump", "extreme", "unknown", "empty", "nan"]
+"""Why a row was added: its value is one a tree splits at, one beside which the source's scores jump, far out,
+a text nobody trained on, no text, NaN."""
 
 UNKNOWN_TEXT = "no such category"
 _BASES = 2

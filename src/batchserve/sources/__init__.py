@@ -40,11 +40,13 @@ class Candidate:
         how: In what numbers it computes, in words.
         make: Converts the source; raises whatever the converter raises.
         features: The columns of its one wide input, in order; empty where each column has an input.
+        remark: In which rows it may differ though it passes, in words.
     """
 
     how: str
     make: "Callable[[], onnx.ModelProto]"
     features: tuple[str, ...] = ()
+    remark: str = ""
 
 
 def by_columns(candidates: Iterator[Candidate], rows: pa.RecordBatch) -> Iterator[Candidate]:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,12 @@ class Estimator:
 
     def candidates(self, rows: pa.RecordBatch) -> Iterator[Candidate]:
         """Give graphs in float32, in float64, in that up to the last step, and with integers as they are."""
+        parts = {type(each).__name__ for each in _parts(self.model)}
+        remark = _EQUALLY_FAR if parts & _OF_NEIGHBOURS else ""
+        for how, make in self._ways(rows):
+            yield Candidate(how, make, remark=remark)
+
+    def _ways(self, rows: pa.RecordBatch) -> "Iterator[tuple[str, Callable[[], onnx.ModelProto]]]":
         columns = kinds(rows.schema)
         wide = "text" not in columns.values() and not _selects(self.model)
         convert = partial(_wide if wide else _named, self.model, columns)
@@ -94,13 +100,20 @@ class Estimator:
             yield from _boosted_last(self.model, columns, booster, wide=wide)
             return
         for how in ("float32", "float64"):
-            yield Candidate(how, partial(convert, how))
+            yield how, partial(convert, how)
         if len(getattr(self.model, "steps", ())) > 1:
-            yield Candidate(_SPLIT, partial(_split, self.model, columns, wide=wide))
+            yield _SPLIT, partial(_split, self.model, columns, wide=wide)
         if not wide and "integer" in columns.values():  # last: an integer has no NaN for a null
             for how in ("float32 and int64", "float64 and int64"):
-                yield Candidate(how, partial(convert, how))
+                yield how, partial(convert, how)
 
+
+_OF_NEIGHBOURS = {"KNeighborsClassifier", "KNeighborsRegressor"}
+_EQUALLY_FAR = (
+    "where the last neighbour that counts is as far as the next one, another may count; "
+    "scikit-learn leaves that to the order of its rows"
+)
+"""What scikit-learn says of it: https://scikit-learn.org/stable/modules/generated/sklearn.neighbors.KNeighborsClassifier.html"""
 
 _INSTEAD = {
     "VotingClassifier": "say VotingClassifier(flatten_transform=False)",
@@ -202,12 +215,14 @@ def _booster(last: Any) -> Any:
     return sources.of_object(last) if homes & {"lightgbm", "xgboost", "catboost"} else None
 
 
-def _boosted_last(model: Any, columns: Columns, booster: Any, *, wide: bool) -> Iterator[Candidate]:
+def _boosted_last(
+    model: Any, columns: Columns, booster: Any, *, wide: bool
+) -> "Iterator[tuple[str, Callable[[], onnx.ModelProto]]]":
     """Give graphs whose steps up to the booster are converted by skl2onnx, the booster by its own library."""
     for first in ("float32", "float64"):
         for last in booster.wide(booster.width):
             how = f"{first}, {title(booster.model)} in {last.how}"
-            yield Candidate(how, partial(_chained, model, columns, first, last, wide=wide))
+            yield how, partial(_chained, model, columns, first, last, wide=wide)
 
 
 def _chained(model: Any, columns: Columns, how: str, last: Candidate, *, wide: bool) -> "onnx.ModelProto":
