@@ -112,7 +112,7 @@ def committed(folder: Path, made: Plan, count: int) -> tuple[Workspace, list[Par
     space.file("part.parquet").write_bytes(b"PAR1")
     partitions = [replace(made.partitions[0], index=i) for i in range(count)]
     for each in partitions:
-        text = receipt_of(each.index, "part.parquet", space.plan_id, 4).model_dump_json()
+        text = receipt_of(each.index, "part.parquet", space.plan_id, 4).as_json()
         space.file(f"{each.name}.json").write_bytes(storage.seal(text))
     return space, partitions
 

@@ -327,7 +327,7 @@ class Rig:
     def _receipts(self) -> list[Receipt]:
         space = self._place / self._kind.workspace
         texts = [storage.unseal(path.read_bytes()) for path in space.glob("p??????.json")]
-        receipts = [Receipt.model_validate_json(text) for text in texts]
+        receipts = [Receipt.of_json(text) for text in texts]
         return [r for r in receipts if Disk().size_bytes(space / r.part) == r.size_bytes]
 
     # -- one fault

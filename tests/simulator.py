@@ -431,7 +431,7 @@ def _is_whole(disk: SimDisk, path: Path, sha256: str) -> bool:
 
 def _whole(data: bytes) -> Receipt | None:
     try:
-        return Receipt.model_validate_json(storage.unseal(data))
+        return Receipt.of_json(storage.unseal(data))
     except ValueError:
         return None
 

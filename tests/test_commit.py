@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,11 @@ def test_the_first_receipt_stands() -> None:
         (first,) = scored_parts(plan, space, 1)
         (second,) = scored_parts(plan, space, 1)
 
-        assert second == first.model_copy(update={"facts": second.facts})
-        assert second.facts == first.facts.model_copy(
-            update={"seconds": second.facts.seconds, "waited_s": second.facts.waited_s}  # the first has more
+        assert second == replace(first, facts=second.facts)
+        assert second.facts == replace(
+            first.facts,
+            seconds=second.facts.seconds,
+            waited_s=second.facts.waited_s,  # the first has more
         )
         assert len(list(found.workspace.glob("*.parquet"))) == 1
 

@@ -73,7 +73,7 @@ def score_descriptors(
             "rows_in": np.array([receipt.facts.rows_in for receipt in receipts], np.int64),
             "rows_out": np.array([receipt.rows_out for receipt in receipts], np.int64),
             "size_bytes": np.array([receipt.size_bytes for receipt in receipts], np.int64),
-            "receipt": np.array([receipt.model_dump_json() for receipt in receipts], object),
+            "receipt": np.array([receipt.as_json() for receipt in receipts], object),
         }
     )
 
@@ -290,7 +290,7 @@ def _result(future: "Future") -> Receipt | Death:
 
 def _receipt(frame: pd.DataFrame) -> Receipt:
     (text,) = frame["receipt"]
-    return Receipt.model_validate_json(text)
+    return Receipt.of_json(text)
 
 
 def _in_input_order(key: Any) -> int:
