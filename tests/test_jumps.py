@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -44,6 +44,7 @@ def found(predict: Predict, sample: pa.RecordBatch = SAMPLE, **more: Any) -> dic
     }
 
 
+@settings(max_examples=25)  # each asks the source some sixty times
 @given(at=st.floats(1.1, 1.9))
 def test_a_jump_is_found_wherever_it_is(at: float) -> None:
     """Beside a step at any number stand decimals of five digits, and of nine: too near for float32."""
