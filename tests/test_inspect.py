@@ -107,7 +107,7 @@ def test_arrow_files_and_streams_are_described(tmp_path: Path, capsys: pytest.Ca
     [
         (b"x,s\n1,2\n", "CSV"),
         (b'{"x": 1}\n', "JSON lines"),
-        (gzip.compress(b' {"x": 1}\n'), "JSON lines, packed with gzip"),
+        (gzip.compress(b' {"x": 1}\n', mtime=0), "JSON lines, packed with gzip"),
     ],
 )
 def test_a_file_without_a_suffix_is_known_by_what_is_in_it(
