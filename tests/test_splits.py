@@ -295,6 +295,20 @@ def test_the_careful_writer_is_understood_by_pythons_reader() -> None:
     assert next(csv.reader(io.StringIO(line, newline=""))) == fields
 
 
+def test_a_wrong_guess_in_a_second_slice_costs_the_first_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file a byte larger than a partition is two slices of one: the first keeps its rows."""
+    monkeypatch.setattr(quotes, "_WINDOW_BYTES", 16)
+    text = b'c0,c1,c2\n,"aa"","",","aaa"",\n""\\"""\n,"abc""""""\n",""",""\n""\n"",\n"""",\n"""\n'
+    path = tmp_path / "in.csv"
+    path.write_bytes(text)
+    asked = Asked(delimiter=",", quote='"', escape="none", header=True, skip_lines=0)
+
+    assert rows_of(path, 64, asked) == rows_of(path, 1 << 30, asked)
+    assert len(rows_of(path, 64, asked)) == 2
+
+
 @settings(max_examples=200)
 @given(st.data())
 def test_a_csv_reads_equal_whatever_the_split(data: st.DataObject) -> None:

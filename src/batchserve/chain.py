@@ -21,10 +21,10 @@ def misguessed(partitions: Sequence[Partition], receipts: dict[int, Receipt]) ->
     ends: dict[str, int] = {}
     for partition in partitions:
         extents = receipts[partition.index].facts.extents
-        for part, (start, stop) in zip(partition.slices, extents, strict=False):
+        for i, (part, (start, stop)) in enumerate(zip(partition.slices, extents, strict=False)):
             expected = ends.get(part.path, start)
             if part.format in TEXT_FORMATS and start != expected:
-                return _restarted(partition, part.path, expected)
+                return _restarted(partition, i, expected)
             ends[part.path] = stop
     return None
 
@@ -62,8 +62,8 @@ def _trusted(partitions: Sequence[Partition], receipts: dict[int, Receipt]) -> l
     return here[: wrong.index if wrong else None]
 
 
-def _restarted(partition: Partition, path: str, start: int) -> Partition:
-    slices = [
-        replace(part, start=start, exact=True) if part.path == path else part for part in partition.slices
-    ]
+def _restarted(partition: Partition, at: int, start: int) -> Partition:
+    """Return the partition with the true start of one of its slices: what stands before it was right."""
+    slices = list(partition.slices)
+    slices[at] = replace(slices[at], start=start, exact=True)
     return replace(partition, slices=tuple(slices), redone=True)
