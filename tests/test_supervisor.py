@@ -102,6 +102,40 @@ def test_a_job_goes_on_after_the_death_of_its_process(
     assert digest(tmp_path / "out.parquet") == calm
 
 
+_LEAVING = """
+import os, signal
+from pathlib import Path
+from batchserve import job
+
+honest = job.score
+
+
+def scripted(*args, **more):
+    report = honest(*args, **more)
+    if not Path("left").exists():
+        Path("left").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return report
+
+
+job.score = scripted
+"""
+
+
+def test_a_job_that_died_when_it_had_published_is_done(
+    job: Arguments, calm: str, tmp_path: Path, command: Command
+) -> None:
+    """A child that is killed after the last word of its job leaves nothing to do, and no error."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_LEAVING)
+
+    done = command(*job, PYTHONPATH=f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}")
+
+    assert done.returncode == 0, done.stderr
+    assert "killed by SIGKILL" in done.stderr
+    assert digest(tmp_path / "out.parquet") == calm
+
+
 def test_the_child_dies_with_its_parent(job: Arguments, calm: str, tmp_path: Path, command: Command) -> None:
     """Nothing scores on when the parent was killed, and the same command continues."""
     running = begun(job, tmp_path)

@@ -293,8 +293,11 @@ def _logged(wanted: "Settings", inputs: list[str], output: str, screen: "Screen"
 
 
 def _continued(job: "Job") -> "Job":
-    """After a death, `--fresh` is done with: what there is now is this command's."""
-    return job.model_copy(update={"fresh": False}) if supervisor.begun_again() else job
+    """After a death, `--fresh` is done with: what there is now is this command's, a whole output too."""
+    if not supervisor.begun_again():
+        return job
+    known = {"if_exists": "skip"} if job.when_exists == "error" else {}
+    return job.model_copy(update={"fresh": False} | known)
 
 
 def _version(wanted: bool | None) -> None:  # noqa: FBT001  Typer calls it so
