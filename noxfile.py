@@ -41,7 +41,7 @@ def extras(session: nox.Session) -> None:
     # xgboost-cpu is xgboost without CUDA's libraries, which are half a gigabyte.
     session.install("lightgbm==4.7.0", "xgboost-cpu==3.2.0", "onnxmltools==1.16.0", "catboost==1.2.10")
     session.install("dask-ml==2025.1.0")  # examples/training
-    # This release of torch is CPU only, and 200 MB; its exporter to ONNX is onnxscript.
+    # torch, and what its own exporter to ONNX needs; examples/training, too.
     session.install("torch==2.13.0", "onnxscript==0.7.2", "safetensors==0.8.0")
     session.run("pytest", "tests_extras", "-q", *session.posargs)
 

@@ -594,7 +594,7 @@ def test_a_zipmap_of_integers_stays_integers() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [np.zeros(3), np.zeros((3, 2)), np.zeros(()), Maps.of([{"a": 1.0}] * 3), Maps.of([]), np.zeros((0,))],
+    [np.zeros(3), np.zeros((3, 2)), np.zeros(()), Maps.of([{"a": 1.0}] * 3), [], np.zeros((0,))],
     ids=["vector", "matrix", "scalar", "maps", "no maps", "none"],
 )
 def test_an_output_needs_an_entry_per_row(values: Any) -> None:

@@ -189,7 +189,7 @@ def _under_one_name(
 ) -> list[dict[str, pa.DataType]]:
     """Give the only outputs of both models one name: nothing else could be meant."""
     name = " and ".join((*first, *second))
-    return [dict.fromkeys([name], *each.values()) for each in (first, second)]
+    return [{name: kind} for kind in (*first.values(), *second.values())]
 
 
 def _types(recipe: Recipe, scorer: Scorer) -> dict[str, pa.DataType]:

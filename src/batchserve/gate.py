@@ -20,6 +20,7 @@ from batchserve.parity import Outputs, Parity, Reduction
 from batchserve.probes import Probe
 from batchserve.reducing import Precision
 from batchserve.scorers import Recipe
+from batchserve.shortcut import same_bits
 from batchserve.sources import Candidate, Source
 
 
@@ -77,7 +78,7 @@ def judged(
         Exception: The graph cannot be made or run.
     """
     source, rows = sample.source, sample.rows
-    graph = _comparable(candidate.make(), tuple(predicted(source, rows.slice(0, 1))))
+    graph = _comparable(candidate.make(), tuple(_predicted(source, rows.slice(0, 1))))
     recipe = _rehearsed(graph, candidate, rows, file)
     rows, left_out = rehearsal.scorable(rows, recipe)
     reduction = None
@@ -92,7 +93,7 @@ def judged(
     ours = rehearsal.scores(every, recipe)
     if not precision:  # of int8 the weights would become float32 again
         graph, recipe = _simplest(graph, recipe, candidate, every, ours, file)
-    theirs = predicted(source, every)
+    theirs = _predicted(source, every)
     outputs = Outputs(theirs, rows.num_rows), Outputs(ours, rows.num_rows)
     asked = rows.num_rows + added.num_rows
     gaps = parity.compared(outputs[0].until(asked), outputs[1].until(asked), tolerances)
@@ -104,7 +105,7 @@ def judged(
         gaps=tuple(gap for gap, _ in gaps.values()),
         takes_nan=_takes_nan(graph, refused, rows.schema) and all(gap.passes for gap, _ in gaps.values()),
         reduction=reduction, remark=candidate.remark, near_rows=near.num_rows,
-        near_differ=sum(bool(row) for row in np.any([bad > 0 for _, bad in beside.values()], axis=0)[asked:]),
+        near_differ=int(np.any([bad[asked:] > 0 for _, bad in beside.values()], axis=0).sum()),
     )  # fmt: skip
     shapes = rehearsal.shapes(rows, recipe)
     shown = tuple(_told(row, every, *outputs) for row in parity.worst_rows(gaps))
@@ -121,14 +122,8 @@ def _simplest(
         return graph, recipe
     again = _rehearsed(found, candidate, rows, file.with_suffix(".again.onnx"))
     given = rehearsal.scores(rows, again)
-    same = all(_same_bits(values, given[name]) for name, values in scores.items())
+    same = all(same_bits(values, given[name]) for name, values in scores.items())
     return (found, again) if same else (graph, recipe)
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.dtype.kind == "O":
-        return list(one) == list(other)
-    return bool(one.dtype == other.dtype and one.tobytes() == other.tobytes())
 
 
 def _digits(candidate: Candidate, precision: Precision | None) -> str:
@@ -225,12 +220,7 @@ def _takes_nan(graph: Any, refused: Mapping[str, Sequence[str]], schema: pa.Sche
     return bool(numbers) and "nan" not in refused and _has_nan(graph)
 
 
-def predicted(source: Source, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
-    """Return what the source itself predicts.
-
-    Raises:
-        UsageError: It cannot.
-    """
+def _predicted(source: Source, rows: pa.RecordBatch) -> Mapping[str, Tensor]:
     try:
         return source.predict(rows)
     except Exception as error:  # a model raises what it likes

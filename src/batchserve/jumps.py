@@ -61,6 +61,13 @@ def found(predict: Predict, sample: pa.RecordBatch) -> Jumps:
     Args:
         predict: The source: outputs by name, [rows, ...].
         sample: Rows with the columns of the model; at least one.
+
+    Example:
+        >>> rows = pa.record_batch({"x": [1.0, 2.0]})
+        >>> def step(rows):
+        ...     return {"score": np.where(rows["x"].to_numpy() > 1.25, 1.0, 0.0)}
+        >>> found(step, rows).probes[0].rows["x"][0]
+        <pyarrow.DoubleScalar: 1.25>
     """
     whole = sample.drop_null()
     rows = whole if len(whole) else sample.slice(0, 1)

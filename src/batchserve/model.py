@@ -24,7 +24,7 @@ from batchserve.errors import BatchserveError, MemoryShortError, ModelError, Run
 from batchserve.lookups import NO_CODES, Codes
 from batchserve.modelfile import ModelSpec, identify
 from batchserve.shortcut import Shortcut
-from batchserve.zipmaps import Maps, is_maps
+from batchserve.zipmaps import tabled
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -95,8 +95,7 @@ class Session:
             warnings.simplefilter("error", UserWarning)
             self._session = _open(spec)
             self._signature = _signature(self._session)  # names and metadata may not be UTF-8
-        self._maps = {port.name for port in self._signature.outputs if is_maps(port.type)}
-        self._shortcut = Shortcut(spec.path, partial(_open, spec), self._maps)
+        self._shortcut = Shortcut(spec.path, partial(_open, spec))
         self._bfloats = {port.name for port in self._signature.outputs if port.type == _BFLOAT16}
 
     def run(
@@ -125,18 +124,11 @@ class Session:
         with translated_errors("the model", RunError), watch.watched(options, timeout_s):
             if not self._bfloats.isdisjoint(outputs):
                 return self._widened(outputs, tensors, options)
-            short = self._shortcut.run(outputs, tensors, codes, options)
-            if short is None:
-                result = self._tables(outputs, self._session.run(list(outputs), dict(tensors), options))
-                self._shortcut.consider(outputs, tensors, codes, options, result)
-                return result
-            return self._tables(outputs, short)
-
-    def _tables(self, outputs: Sequence[str], values: Sequence[Any]) -> list[Any]:
-        named = zip(outputs, values, strict=True)
-        return [
-            Maps.of(each) if name in self._maps and isinstance(each, list) else each for name, each in named
-        ]
+            if (short := self._shortcut.run(outputs, tensors, codes, options)) is not None:
+                return short
+            result = [tabled(each) for each in self._session.run(list(outputs), dict(tensors), options)]
+            self._shortcut.consider(outputs, tensors, codes, options, result)
+        return result
 
     def _widened(self, outputs: Sequence[str], tensors: Mapping[str, Tensor], options: Any) -> list[Any]:
         """Run by onnxruntime's own values: it hands bfloat16, which numpy lacks, out no other way."""

@@ -5,7 +5,6 @@ Texts go in as codes (`lookups`), and maps come out as tensors (`zipmaps`).
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,10 @@ class Shortcut:
     Args:
         path: The model's file.
         opened: Opens a session of a serialised model.
-        maps: The outputs of one map per row.
     """
 
-    def __init__(
-        self, path: str, opened: Callable[[bytes], Any], maps: AbstractSet[str] = frozenset()
-    ) -> None:
-        self._path, self._opened, self._maps = path, opened, maps
+    def __init__(self, path: str, opened: Callable[[bytes], Any]) -> None:
+        self._path, self._opened = path, opened
         self._rows_left = _WORTH_ROWS
         self._making = threading.Lock()
         self._made: _Changed | None = None
@@ -50,7 +46,8 @@ class Shortcut:
         options: Any, result: Sequence[Any],
     ) -> None:  # fmt: skip
         """Count rows that the model itself gave `result` for; after enough, make the changed one."""
-        if not codes and (self._maps.isdisjoint(outputs) or _have_texts(tensors)):
+        maps = any(isinstance(each, Maps) for each in result)
+        if not codes and (not maps or _have_texts(tensors)):
             return  # texts come as codes when a job scores; until then it is not known which do
         self._rows_left -= len(next(iter(tensors.values())))
         if self._rows_left > 0 or not self._making.acquire(blocking=False):
@@ -59,7 +56,7 @@ class Shortcut:
             made = self._changed(dict(zip(outputs, result, strict=True)))
             if made and made.knows(codes):
                 again = made.run(outputs, tensors, codes, options)
-                if all(map(_equal, result, again)):
+                if all(map(same_bits, result, again)):
                     self._made = made
         except Exception:  # noqa: BLE001  whatever is wrong with it, the model itself goes on
             return
@@ -111,7 +108,7 @@ class _Changed:
 
     def _table(self, name: str, values: Any) -> Any:
         if name not in self.tables:
-            return values
+            return zipmaps.tabled(values)
         keys, order = self.tables[name]
         return Maps(keys, values[:, order])
 
@@ -120,10 +117,15 @@ def _have_texts(tensors: Mapping[str, Any]) -> bool:
     return any(tensor.dtype == object for tensor in tensors.values())
 
 
-def _equal(first: Any, second: Any) -> bool:
-    """Whether two outputs are the same to the bit."""
+def same_bits(first: Any, second: Any) -> bool:
+    """Whether two outputs are the same to the bit.
+
+    Example:
+        >>> same_bits(np.array([0.0]), np.array([-0.0])), same_bits(np.array([np.nan]), np.array([np.nan]))
+        (False, True)
+    """
     if isinstance(first, Maps) and isinstance(second, Maps):
-        return first.keys == second.keys and _equal(first.values, second.values)
+        return first.keys == second.keys and same_bits(first.values, second.values)
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray) and first.dtype != object:
         return (
             first.dtype == second.dtype

@@ -30,15 +30,15 @@ class Maps:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[Any, Any]]) -> Self:
-        """Return the maps that onnxruntime gave as dicts.
+        """Return the maps that onnxruntime gave as dicts, at least one.
 
         Example:
             >>> Maps.of([{0: 0.25, 1: 0.75}]).keys
             ('0', '1')
         """
-        keys = tuple(str(key) for key in rows[0]) if rows else ()
+        keys = tuple(str(key) for key in rows[0])
         # onnxruntime hands a map's tensor(float) values out as Python floats.
-        one = next(iter(rows[0].values()), 0.0) if rows else 0.0
+        one = next(iter(rows[0].values()), 0.0)
         dtype = np.float32 if isinstance(one, float) else type(one)
         values = np.array([list(row.values()) for row in rows], dtype=dtype)
         return cls(keys, values.reshape(len(rows), len(keys)))
@@ -55,14 +55,15 @@ class Maps:
         return Maps(self.keys, self.values[rows])
 
 
-def is_maps(kind: str) -> bool:
-    """Whether an output of a type, in onnxruntime's words, is one map per row.
+def tabled(values: Any) -> Any:
+    """Return what onnxruntime gave for one output: dicts as `Maps`, anything else as it is.
 
     Example:
-        >>> is_maps("seq(map(int64,tensor(float)))"), is_maps("seq(tensor(float))")
-        (True, False)
+        >>> tabled([{"no": 0.25, "yes": 0.75}]).values
+        array([[0.25, 0.75]], dtype=float32)
     """
-    return kind.startswith("seq(map(")
+    dicts = isinstance(values, list) and values and isinstance(values[0], dict)
+    return Maps.of(values) if dicts else values
 
 
 def cut(model: "onnx.ModelProto", keys: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
